@@ -1,0 +1,1 @@
+"""Any list of image URLs and captions to verified WebDataset shards."""

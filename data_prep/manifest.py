@@ -1,0 +1,119 @@
+"""The manifest of a corpus: which shards are proven, how long they are, and what they hash to.
+
+A leaf: the training side imports this file and `shard.py`, and nothing else of `data_prep`.
+
+    manifest.parquet   one row per shard, in order: path, samples, bytes, sha256, first_sample_index, work_item,
+                       attempt
+    manifest.json      totals, licence, outcome of every planned row, and the fingerprint
+
+`sample_index` of a sample is its shard's `first_sample_index` plus its row in the shard: stable as long as the
+fingerprint is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.files import atomic_open, fingerprint, read_json, write_json
+
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),  # relative to the manifest's folder
+        ("samples", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("first_sample_index", pa.int64()),
+        ("work_item", pa.int32()),
+        ("attempt", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The proven shards of one corpus, S of them.
+
+    folder: shard paths are relative to it.
+    paths: (S,) strings. samples, first_sample_index: (S,) int64. fingerprint: of the rows, hex sha256.
+    """
+
+    folder: Path
+    paths: list[str]
+    samples: np.ndarray
+    first_sample_index: np.ndarray
+    fingerprint: str
+
+    @property
+    def total_samples(self) -> int:
+        return int(self.samples.sum())
+
+    def shard_path(self, shard: int) -> Path:
+        return self.folder / self.paths[shard]
+
+
+def rows_fingerprint(rows: list[dict[str, Any]]) -> str:
+    """Hex sha256 of what the shards are, in their order, wherever they lie."""
+    return fingerprint([[row["path"], row["samples"], row["bytes"], row["sha256"]] for row in rows])
+
+
+def write_manifest(folder: Path, rows: list[dict[str, Any]], totals: dict[str, Any]) -> str:
+    """Publish `manifest.parquet`, then `manifest.json`, each atomically; returns the fingerprint.
+
+    rows: dicts with the columns of SCHEMA but `first_sample_index`, which is computed here, in final order.
+    totals: what else `manifest.json` should say (rows planned, outcomes by cause, licence, ...).
+    """
+    first = 0
+    complete_rows = []
+    for row in rows:
+        complete_rows.append({**row, "first_sample_index": first})
+        first += row["samples"]
+    digest = rows_fingerprint(complete_rows)
+    with atomic_open(folder / "manifest.parquet") as stream:
+        pq.write_table(pa.Table.from_pylist(complete_rows, schema=SCHEMA), stream)
+    summary = {
+        "fingerprint": digest,
+        "shards": len(rows),
+        "samples": first,
+        "bytes": sum(row["bytes"] for row in rows),
+        **totals,
+    }
+    write_json(folder / "manifest.json", summary)
+    return digest
+
+
+def read_manifest(path: Path | str) -> Manifest:
+    """Open a manifest: the folder that holds it, or either of its two files.
+
+    Raises UserError when it is missing, empty, or when the two files disagree.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    try:
+        summary = read_json(folder / "manifest.json")
+        table = pq.read_table(folder / "manifest.parquet", schema=SCHEMA)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no manifest at {folder}: {Path(error.filename or folder).name} is missing. "
+            "Publish one with `data-prep manifest`."
+        ) from error
+    if table.num_rows == 0:
+        raise UserError(f"the manifest at {folder} lists no shards: the corpus has no usable rows")
+    if rows_fingerprint(table.to_pylist()) != summary["fingerprint"]:
+        raise UserError(
+            f"manifest.parquet and manifest.json at {folder} disagree (fingerprint). "
+            "Run `data-prep manifest` again."
+        )
+    return Manifest(
+        folder=folder,
+        paths=table["path"].to_pylist(),
+        samples=table["samples"].to_numpy(),
+        first_sample_index=table["first_sample_index"].to_numpy(),
+        fingerprint=summary["fingerprint"],
+    )

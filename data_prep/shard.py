@@ -1,0 +1,82 @@
+"""One canonical WebDataset shard: a tar whose bytes are a function of its samples alone, and its byte index.
+
+Members are written in the order given (callers sort by uid) as `<uid>.<jpg|png|webp>`, `<uid>.txt`, `<uid>.json`, with no
+times, owners or modes of the machine in them, so the same samples always give the same sha256. Next to
+`NAME.tar` lies `NAME.index.npy`: for each sample where its image and its caption lie, so that a reader can seek
+to any sample without walking the tar.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.files import atomic_open
+
+INDEX_DTYPE = np.dtype(
+    [("image_offset", "<u8"), ("image_bytes", "<u4"), ("text_offset", "<u8"), ("text_bytes", "<u4")]
+)
+
+
+class Sample(NamedTuple):
+    """One image and its caption. uid: 32 hex digits. extension: jpg, png or webp, from the image's own bytes."""
+
+    uid: str
+    image: bytes
+    extension: str
+    caption: str
+    metadata: dict[str, Any]
+
+
+def index_path(shard: Path | str) -> Path:
+    """Where the byte index of a shard lies: `a/00000-000.tar` -> `a/00000-000.index.npy`."""
+    return Path(shard).with_suffix(".index.npy")
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> int:
+    """Write a shard and its index, each atomically, the index first: a shard that exists has its index.
+
+    Returns the number of samples.
+    """
+    rows: list[tuple[int, int, int, int]] = []
+    with atomic_open(path) as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for sample in samples:
+            image_offset = _add(tar, f"{sample.uid}.{sample.extension}", sample.image)
+            caption = sample.caption.encode()
+            text_offset = _add(tar, f"{sample.uid}.txt", caption)
+            metadata = json.dumps(sample.metadata, sort_keys=True, ensure_ascii=False).encode()
+            _add(tar, f"{sample.uid}.json", metadata)
+            rows.append((image_offset, len(sample.image), text_offset, len(caption)))
+        tar.close()
+        with atomic_open(index_path(path)) as index_stream:
+            np.save(index_stream, np.array(rows, dtype=INDEX_DTYPE))
+    return len(rows)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Append one member; returns the offset of its content in the tar (headers are one 512-byte block here)."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    offset = tar.offset + tarfile.BLOCKSIZE
+    tar.addfile(member, io.BytesIO(content))
+    return offset
+
+
+def read_index(shard: Path | str) -> np.ndarray:
+    """The shard's byte index, (samples,) of INDEX_DTYPE, memory-mapped."""
+    return np.load(index_path(shard), mmap_mode="r")
+
+
+def read_at(descriptor: int, offset: int, size: int) -> bytes:
+    """Exactly `size` bytes at `offset` of an open shard; raises OSError if the file is shorter."""
+    content = os.pread(descriptor, size, offset)
+    if len(content) != size:
+        raise OSError(f"shard is truncated: wanted {size} bytes at {offset}, got {len(content)}")
+    return content

@@ -1,0 +1,115 @@
+"""A recipe to a checked config: defaults < YAML < dotted overrides; an unknown key is an error.
+
+    config = load_recipe("demo", ["train.steps=100", "objectives.neuclip.rho=6.5"])
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config.schema import RunConfig
+from pipeline.errors import UserError
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+T = TypeVar("T", bound=BaseModel)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that are shipped."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Resolve a recipe: a shipped name or a YAML file, with `key=value` overrides on top.
+
+    Raises UserError that names the file, the key, and the nearest valid key.
+    """
+    path = find_recipe(recipe)
+    tree = read_yaml(path)
+    tree.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(tree, override)
+    return parse(RunConfig, tree, where=str(recipe))
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file of a recipe given by name or path."""
+    for path in (Path(recipe), RECIPES / f"{recipe}.yaml"):
+        if path.is_file():
+            return path
+    raise UserError(f"no recipe {str(recipe)!r}: {_nearest(str(recipe), recipe_names())}, or give a YAML file")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; raises UserError with the line where it does not parse."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {path}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} should be a mapping of settings, not {type(tree).__name__}")
+    return tree
+
+
+def parse(model: type[T], tree: Mapping[str, Any], where: str) -> T:
+    """Validate `tree` as `model`. where: what the message names as the source."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(model, problem, where) for problem in error.errors())) from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise UserError(f"override {override!r} is not of the form key=value (for example train.steps=100)")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    if isinstance(value, str):
+        value = _number(value)
+    for part in parts[:-1]:
+        branch = tree.get(part)
+        if branch is None:
+            branch = tree[part] = {}
+        elif not isinstance(branch, dict):
+            raise UserError(f"override {override!r}: {part!r} is a value, not a section")
+        tree = branch
+    tree[parts[-1]] = value
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads 1e-3 as a string; people mean the number."""
+    try:
+        return float(text) if "e" in text.lower() and any(c.isdigit() for c in text) else text
+    except ValueError:
+        return text
+
+
+def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
+    location = [part for part in problem["loc"] if isinstance(part, str)]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{where}: {key or 'the recipe'}: {problem['msg'].removeprefix('Value error, ')}"
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    prefix = "".join(f"{part}." for part in location[:-1])
+    names = [f"{prefix}{name}" for name in model.model_fields]
+    return f"{where}: unknown key {key!r}: {_nearest(key, names)}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {matches[0]!r}?" if matches else f"known are {', '.join(known)}"

@@ -1,0 +1,157 @@
+"""Every setting of a run, typed, frozen and validated; the defaults are here and nowhere else.
+
+Units are in the names. `objectives` is the one open place: each objective owns its typed options (a `Config`
+beside its class) and checks them when it is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class CorpusConfig(Section):
+    """What ingest makes: the corpus, how it is cut into work items, and how hard to try for each URL."""
+
+    name: str = "demo"  # a corpus of data_prep/corpora, or a path to such a YAML
+    fabricate: Literal["scenes", "emoji"] | None = None  # make the images first and serve them on localhost
+    scenes: int = Field(6400, ge=16)  # training scenes that `fabricate: scenes` draws
+    evaluation_scenes: int = Field(960, ge=64)  # held-out scenes
+    held_out_style: str = "openmoji"  # `fabricate: emoji`: the drawing style that training never sees
+    image_size: int = Field(512, ge=1)  # longest side kept, pixels; larger images are scaled down
+    tasks: int = Field(4, ge=1)  # work items
+    samples_per_shard: int = Field(1000, ge=1)
+    processes: int = Field(1, ge=1)
+    threads: int = Field(32, ge=1)
+    timeout_seconds: float = Field(5, gt=0)
+    retries: int = Field(2, ge=0)
+    port: int = Field(0, ge=0, lt=65536)  # of the local image server; 0: pick a free one once and keep it
+
+
+class LoaderConfig(Section):
+    """How samples reach a rank. The order is a function of (seed, epoch, manifest, lanes, shuffle_window)."""
+
+    manifest: str | None = None  # folder with manifest.parquet; the chain fills it in
+    workers: int = Field(1, ge=0)  # loader processes per rank
+    prefetch: int = Field(4, ge=1)  # batches per worker
+    lanes: int = Field(64, ge=1)  # parallel streams through the shuffled shards; a multiple of the ranks reads best
+    shuffle_window: int = Field(8192, ge=1)  # samples of a lane that are shuffled together
+    crop_scale: tuple[float, float] = (0.9, 1.0)  # area of the random resized crop, as a share of the image
+    max_failure_rate: float = Field(0.01, ge=0, le=1)  # of samples that cannot be decoded, before the run stops
+
+
+class ModelConfig(Section):
+    """The two towers: an open_clip architecture by name, or its config written out."""
+
+    name: str = "ViT-B-32"
+    config: dict[str, Any] | None = None  # open_clip model config: embed_dim, vision_cfg, text_cfg
+
+
+class TemperatureConfig(Section):
+    """tau, learned through `logit_scale = log(1/tau)` (one parameter of shape [1], no weight decay)."""
+
+    init: float = Field(0.07, gt=0)
+    learnable: bool = True
+    minimum: float = Field(0.01, gt=0)
+    maximum: float = Field(1.0, gt=0)
+    lr: float = Field(2e-4, ge=0)  # a step on the log scale, constant
+    drop_below: float = Field(0.03, ge=0)  # once tau is at or below this ...
+    drop_factor: float = Field(1 / 3, gt=0, le=1)  # ... lr is multiplied by this (FastCLIP)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TemperatureConfig:
+        if not self.minimum <= self.init <= self.maximum:
+            raise ValueError("must satisfy minimum <= init <= maximum")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW for the towers, with a warm-up and a cosine to `lr_min`; weight decay skips norms and biases."""
+
+    lr: float = Field(1e-3, gt=0)
+    lr_min: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    warmup_steps: int = Field(100, ge=0)
+    clip_grad_norm: float = Field(1.0, ge=0)  # 0: no clipping
+
+
+class TrainConfig(Section):
+    """How long, how large, and in what precision."""
+
+    global_batch_size: int = Field(256, ge=2)
+    samples: int | None = Field(None, ge=1)  # duration: give exactly one of samples, epochs, steps
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    deepspeed: str = "zero2"  # a file of deepspeed_configs, by name or path
+    processes: int = Field(1, ge=1)  # ranks per node that the launcher starts
+    log_every_steps: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> TrainConfig:
+        given = [name for name in ("samples", "epochs", "steps") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of samples, epochs, steps (given: {', '.join(given) or 'none'})")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When to save, and how many complete tags to keep."""
+
+    every_steps: int | None = Field(None, ge=1)
+    every_minutes: float | None = Field(30, gt=0)
+    keep: int = Field(2, ge=1)
+
+
+class DiagnosticsConfig(Section):
+    """The log-normalizer error: exact over a fixed reference subset, every so many steps."""
+
+    every_steps: int = Field(100, ge=1)
+    reference_samples: int = Field(1024, ge=2)
+
+
+class EvaluateConfig(Section):
+    """Which tasks, from where. `tasks` may name entries of DATA/tasks.yaml besides the shipped ones."""
+
+    tasks: tuple[str, ...] | Literal["all"] = "all"
+    data: str | None = None  # folder with wds_<task>_test folders; the chain fills it in
+    batch_size: int = Field(128, ge=1)
+    workers: int = Field(1, ge=0)
+
+
+class TrackingConfig(Section):
+    """Where runs are compared. With no uri: SQLite in the run directory."""
+
+    mlflow: bool = True
+    uri: str | None = None
+    experiment: str = "neuclip"
+
+
+class RunConfig(Section):
+    """One recipe, resolved."""
+
+    name: str
+    description: str = ""
+    seed: int = 0
+    data: str | None = None  # folder that the corpus is made from, for recipes that start from local files
+    objective: str = "neuclip"  # a name of pipeline.objectives.REGISTRY
+    objectives: dict[str, dict[str, Any]] = Field(default_factory=dict)  # options, by objective name
+    corpus: CorpusConfig = CorpusConfig()
+    loader: LoaderConfig = LoaderConfig()
+    model: ModelConfig = ModelConfig()
+    temperature: TemperatureConfig = TemperatureConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()

@@ -1,0 +1,8 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Something the user can mend: says what was wrong, where, and what to do.
+
+    The command lines print its message without a traceback and exit with status 2.
+    """

@@ -1,0 +1,62 @@
+"""The contract of an objective.
+
+Legend: B local batch, K world size, G = B*K global batch, D embedding dimension, M prototypes.
+
+An objective knows features, sample indices and tau; it knows nothing of the towers, of DeepSpeed or of files.
+Its `state_dict` is all of its state, in a form that any world size can load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """L2-normalised fp32 embeddings of the local batch, row i of both from one sample.
+
+    image: (B, D), e1. text: (B, D), e2.
+    """
+
+    image: Tensor
+    text: Tensor
+
+
+@dataclass
+class ObjectiveOutput:
+    """What one step's objective yields.
+
+    loss: scalar whose gradient, averaged over ranks, is the gradient of the global-batch loss (contract 1).
+    metrics: detached scalars, already equal on every rank; names as in docs/method.md.
+    log_normalizer: (2, B), detached: what the step used for log(eps + g1), log(eps + g2) of each local anchor
+        (METHOD: `alpha_used`), for the log-normalizer error. None where an objective has no such estimate.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    log_normalizer: Tensor | None = None
+
+
+class Objective(nn.Module):
+    """Base of all objectives; subclasses set `Config` (a frozen pydantic Section) and implement `forward`."""
+
+    Config: ClassVar[type[BaseModel]]
+
+    def forward(self, features: Features, sample_index: Tensor, tau: Tensor) -> ObjectiveOutput:
+        """One step's loss on the local batch; collective: every rank calls it.
+
+        features: of the local batch, with their autograd graph.
+        sample_index: (B,) int64, stable over epochs, world sizes and resumes.
+        tau: (1,) fp32 > 0, with its graph when it is learned.
+        """
+        raise NotImplementedError
+
+    def prepare(self, device: torch.device, embed_dim: int, dataset_size: int, seed: int) -> None:
+        """Allocate state once the sizes are known; collective."""
+
+    def extra_repr(self) -> str:
+        return ""
