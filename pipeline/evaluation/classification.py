@@ -1,0 +1,73 @@
+"""Zero-shot classification: the class whose prompts lie nearest to the image (CLIP, Radford et al. 2021).
+
+Metrics as in clip-benchmark 1.4.0. Legend: N images, C classes, K = 5 where there are 5 classes, else 1.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.evaluation.reading import Parse, member
+from pipeline.evaluation.task_run import Metrics, TaskRun
+
+
+class Predictions(NamedTuple):
+    """top: (N, K) int64, classes by falling logit. best: (N,) int64, the argmax. targets: N parsed targets.
+
+    The official evaluation takes accuracies from the former and the rest from the latter; where logits tie,
+    the two may differ.
+    """
+
+    top: Tensor
+    best: Tensor
+    targets: list[Any]
+
+
+def evaluate(run: TaskRun) -> Metrics:
+    """acc1, acc5 (None below 5 classes), mean_per_class_recall."""
+    predictions = predict(run, partial(parse_label, classes=run.task.class_count))
+    return metrics(predictions, torch.tensor(predictions.targets))
+
+
+def predict(run: TaskRun, parse: Parse) -> Predictions:
+    """Classify every image of the task; keeps of the logits only what the metrics read."""
+    classnames = run.folder.classnames(run.task.class_count)
+    classifier = run.encoder.classifier(classnames, run.folder.templates(run.task.templates))
+    depth = 5 if len(classnames) >= 5 else 1
+    tops, bests, targets = [], [], []
+    for features, batch_targets in run.encoded_batches(parse):
+        logits = 100.0 * features @ classifier
+        tops.append(logits.topk(depth, dim=1).indices.cpu())
+        bests.append(logits.argmax(dim=1).cpu())
+        targets.extend(batch_targets)
+    return Predictions(torch.cat(tops), torch.cat(bests), targets)
+
+
+def metrics(predictions: Predictions, labels: Tensor) -> Metrics:
+    """The metrics of `evaluate`. labels: (N,) int64."""
+    hits = predictions.top == labels[:, None]
+    return {
+        "acc1": hits[:, 0].double().mean().item(),
+        "acc5": hits.any(dim=1).double().mean().item() if hits.shape[1] == 5 else None,
+        "mean_per_class_recall": mean_per_class_recall(predictions.best, labels),
+    }
+
+
+def mean_per_class_recall(predicted: Tensor, labels: Tensor) -> float:
+    """Recall averaged over the classes that occur in `labels` (balanced accuracy). Both (N,) int64."""
+    totals = labels.bincount()
+    hits = labels[predicted == labels].bincount(minlength=len(totals))
+    present = totals > 0
+    return (hits[present].double() / totals[present]).mean().item()
+
+
+def parse_label(sample: dict[str, Any], classes: int) -> int:
+    """The class of a sample, from its `cls`. Raises ValueError for one that is not in [0, classes)."""
+    label = int(member(sample, "cls"))
+    if not 0 <= label < classes:
+        raise ValueError(f"label {label} is not in [0, {classes})")
+    return label
