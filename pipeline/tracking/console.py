@@ -1,0 +1,57 @@
+"""One readable line per log point on the terminal, in colour where there is one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import IO
+
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.tracking.base import Status
+
+# (metric, label, format): what is worth a place in the line, in this order. The rest is in metrics.jsonl.
+_SHOWN = (
+    ("train/loss", "loss", "{:.4f}"),
+    ("train/tau", "tau", "{:.4f}"),
+    ("train/lr", "lr", "{:.2e}"),
+    ("train/grad_norm", "grad", "{:.3f}"),
+    ("npn/log_normalizer_mse", "log-normalizer error", "{:.4f}"),
+    ("train/samples_per_second", "samples/s", "{:,.0f}"),
+)
+
+
+class ConsoleTracker:
+    """Prints progress, the metrics that people watch, and when the run will end.
+
+    total_steps: of the whole run. start_step: done before this process, whose own rate tells the time left.
+    """
+
+    def __init__(self, total_steps: int, start_step: int = 0, stream: IO[str] | None = None) -> None:
+        self._total_steps = total_steps
+        self._start_step = start_step
+        self._started = time.monotonic()
+        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+
+    def log(self, metrics: Mapping[str, float], step: int, samples_seen: int) -> None:
+        line = Text(f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", style="bold")
+        line.append(f"  samples {samples_seen:,}", style="not bold dim")
+        for name, label, form in _SHOWN:
+            if name in metrics:
+                line.append(f"  {label} ", style="not bold dim")
+                line.append(form.format(metrics[name]), style="not bold")
+        line.append(f"  left {self._left(step)}", style="not bold dim")
+        self._console.print(line)
+
+    def close(self, status: Status) -> None:
+        seconds = timedelta(seconds=round(time.monotonic() - self._started))
+        self._console.print(Text(f"training {status} after {seconds}"))
+
+    def _left(self, step: int) -> str:
+        done = step - self._start_step
+        if done <= 0:
+            return "unknown"
+        rate = (time.monotonic() - self._started) / done
+        return str(timedelta(seconds=round(rate * max(0, self._total_steps - step))))

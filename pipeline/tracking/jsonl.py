@@ -1,0 +1,102 @@
+"""metrics.jsonl: every logged point of a run on the local disk, one JSON document per line.
+
+    {"step": 40, "samples_seen": 10240, "time": 1763740800.25, "metrics": {"train/loss": 2.81}}
+
+step: optimizer steps done. time: unix seconds. Numbers that JSON lacks are the strings "nan", "inf", "-inf",
+which `float()` reads. The file is the record that the report reads, and the spool that MLflow is fed from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.files import atomic_open
+from pipeline.tracking.base import Status
+
+
+class Point(NamedTuple):
+    """One line: metrics by name, at a step. time: unix seconds."""
+
+    step: int
+    samples_seen: int
+    time: float
+    metrics: dict[str, float]
+
+
+class JsonlTracker:
+    """Appends points to `path`; a line is with the operating system when `log` returns.
+
+    start_step: steps done when this process starts. Points beyond it belong to steps that will run again and
+        are dropped, as is a line that was torn by a kill. 0 is a fresh start: nothing is kept.
+    Raises OSError from `log` when the disk is full; the file then still ends with a whole line.
+    """
+
+    def __init__(self, path: Path, start_step: int = 0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _keep_until(path, start_step)
+        self._stream = open(path, "ab", buffering=0)  # noqa: SIM115
+
+    def log(self, metrics: Mapping[str, float], step: int, samples_seen: int) -> None:
+        line = _encode(Point(step, samples_seen, time.time(), dict(metrics)))
+        size = os.fstat(self._stream.fileno()).st_size
+        try:
+            written = self._stream.write(line)
+            if written != len(line):
+                raise OSError(f"{self._stream.name}: only {written} of {len(line)} bytes fit on the disk")
+        except OSError:
+            self._stream.truncate(size)
+            raise
+
+    def close(self, status: Status) -> None:
+        self._stream.close()
+
+
+def read_points(path: Path) -> list[Point]:
+    """Every whole line of the file; empty if there is no file."""
+    return [point for point, _ in iterate_points(path)] if path.exists() else []
+
+
+def iterate_points(path: Path, offset: int = 0) -> Iterator[tuple[Point, int]]:
+    """Whole lines from byte `offset` on, each with the offset behind it.
+
+    A last line without its newline (being written, or torn) ends the iteration; a damaged one is skipped.
+    """
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            point = _decode(line)
+            if point is not None:
+                yield point, offset
+
+
+def _keep_until(path: Path, step: int) -> None:
+    kept = b"".join(_encode(point) for point in read_points(path) if step > 0 and point.step <= step)
+    if kept != path.read_bytes():
+        with atomic_open(path) as stream:
+            stream.write(kept)
+
+
+def _encode(point: Point) -> bytes:
+    numbers = {name: float(value) for name, value in point.metrics.items()}
+    metrics = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
+    document = {**point._asdict(), "metrics": metrics}
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _decode(line: bytes) -> Point | None:
+    try:
+        document = json.loads(line)
+        metrics = {str(name): float(value) for name, value in document["metrics"].items()}
+        return Point(int(document["step"]), int(document["samples_seen"]), float(document["time"]), metrics)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
