@@ -1,0 +1,33 @@
+"""The objectives by name: one file each, one line here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config.loader import parse
+from pipeline.errors import UserError
+from pipeline.objectives.base import Features, Objective, ObjectiveOutput
+from pipeline.objectives.neuclip import NeuCLIP
+from pipeline.objectives.openclip import OpenCLIP
+
+__all__ = ["REGISTRY", "Features", "Objective", "ObjectiveOutput", "build_objective"]
+
+REGISTRY: dict[str, type[Objective]] = {
+    "neuclip": NeuCLIP,
+    "openclip": OpenCLIP,
+}
+
+
+def build_objective(name: str, options: Mapping[str, Any]) -> Objective:
+    """The objective `name` with its checked options (`objectives.<name>` of the recipe).
+
+    Raises UserError for an unknown name or option, with the nearest valid one.
+    """
+    if name not in REGISTRY:
+        nearest = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.3)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise UserError(f"unknown objective {name!r}: {hint}Known are {', '.join(REGISTRY)}.")
+    cls = REGISTRY[name]
+    return cls(parse(cls.Config, options, where=f"objectives.{name}"))

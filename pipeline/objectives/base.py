@@ -9,7 +9,7 @@ Its `state_dict` is all of its state, in a form that any world size can load.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import BaseModel
@@ -30,7 +30,8 @@ class Features(NamedTuple):
 class ObjectiveOutput:
     """What one step's objective yields.
 
-    loss: scalar whose gradient, averaged over ranks, is the gradient of the global-batch loss (contract 1).
+    loss: scalar worth the global-batch loss on every rank; its gradient, averaged over ranks, is that of the
+        global-batch loss (contract 1).
     metrics: detached scalars, already equal on every rank; names as in docs/method.md.
     log_normalizer: (2, B), detached: what the step used for log(eps + g1), log(eps + g2) of each local anchor
         (METHOD: `alpha_used`), for the log-normalizer error. None where an objective has no such estimate.
@@ -42,9 +43,18 @@ class ObjectiveOutput:
 
 
 class Objective(nn.Module):
-    """Base of all objectives; subclasses set `Config` (a frozen pydantic Section) and implement `forward`."""
+    """Base of all objectives; subclasses set `Config` (a frozen pydantic Section) and implement `forward`.
+
+    Call `prepare` once before anything else. `state_dict` and `load_state_dict` are collective. State changes
+    in `forward` in training mode only; after `eval()` the loss is a pure function of its arguments.
+    """
 
     Config: ClassVar[type[BaseModel]]
+
+    def __init__(self, config: Any) -> None:
+        """config: an instance of this class's `Config`."""
+        super().__init__()
+        self.config = config
 
     def forward(self, features: Features, sample_index: Tensor, tau: Tensor) -> ObjectiveOutput:
         """One step's loss on the local batch; collective: every rank calls it.
@@ -57,6 +67,3 @@ class Objective(nn.Module):
 
     def prepare(self, device: torch.device, embed_dim: int, dataset_size: int, seed: int) -> None:
         """Allocate state once the sizes are known; collective."""
-
-    def extra_repr(self) -> str:
-        return ""

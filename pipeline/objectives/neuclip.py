@@ -1,0 +1,125 @@
+"""NeuCLIP (Wei, Lin, Yang, arXiv 2511.08417): RGCL-g with normalizers predicted by a compact network.
+
+Legend: B local batch, K world size, G = B*K global batch; [s, i]: side and anchor, (2, G).
+
+    L = tau * mean_i sum_s [ exp(r - alpha) + alpha - 1 ] + 2 rho tau,    r = log(eps + g) of the global batch
+
+A training step: gather; restart the NPN if due and take its T_u AdaGrad steps with encoders and tau fixed;
+alpha from the updated NPN, held constant; the exact gradient of L for the features and tau.
+"""
+
+from __future__ import annotations
+
+import math
+from time import perf_counter
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.collectives import all_gather, all_reduce
+from pipeline.config.schema import Section
+from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, NormalizerPredictionNetwork
+from pipeline.objectives.base import Features, Objective, ObjectiveOutput
+from pipeline.objectives.global_batch import (
+    GlobalBatch,
+    anchor_statistics,
+    feature_gradient,
+    gather,
+    with_gradient,
+)
+
+QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
+
+
+class NeuCLIPConfig(Section):
+    """Options of `objectives.neuclip`; rho and eps as published for CC3M."""
+
+    rho: float = 6.5  # target of the mean negative log-normalizer; grows with the dataset
+    eps: float = Field(1e-14, gt=0)
+    ratio_bound: float = Field(1e3, gt=1)  # exp(r - alpha) goes on linearly from here, and is counted
+    npn: LogNormalizerConfig = LogNormalizerConfig()
+
+
+class NeuCLIP(Objective):
+    """See the module."""
+
+    Config = NeuCLIPConfig
+    config: NeuCLIPConfig
+
+    def __init__(self, config: NeuCLIPConfig) -> None:
+        super().__init__(config)
+        self.npn = NormalizerPredictionNetwork(config.npn, config.eps, config.ratio_bound)
+
+    def prepare(self, device: torch.device, embed_dim: int, dataset_size: int, seed: int) -> None:
+        """Allocate the NPN. dataset_size: not needed, M may exceed it."""
+        self.npn.prepare(device, embed_dim, seed)
+
+    def forward(self, features: Features, sample_index: Tensor, tau: Tensor) -> ObjectiveOutput:
+        """As the contract has it. Two all-gathers of the batch, and those of the NPN."""
+        config = self.config
+        with torch.no_grad(), torch.autocast(tau.device.type, enabled=False):
+            batch = gather(features)
+            log_g, mean_h = anchor_statistics(batch, tau)
+            r = torch.logaddexp(log_g, log_g.new_tensor(math.log(config.eps)))
+
+            started = perf_counter()
+            anchors = Anchors(batch.embeddings, batch.positive, tau)
+            if self.training:
+                self._update(batch, sample_index, anchors, r)
+            alpha = self.npn.alpha(anchors)
+            npn_seconds = perf_counter() - started
+
+            excess = (r - alpha - math.log(config.ratio_bound)).clamp(min=0)
+            log_ratio = r - alpha - excess
+            ratio = log_ratio.exp()
+            per_anchor = (ratio * (1 + excess) + alpha - 1).sum(dim=0)
+            loss = tau.squeeze() * (per_anchor.mean() + 2 * config.rho)
+
+            scale = tau.log() - math.log(batch.size * (batch.size - 1))
+            feature_grad = feature_gradient(batch, tau, log_g, log_weight=log_ratio - r + scale)
+            tau_grad = (
+                per_anchor.mean() + 2 * config.rho - (ratio * (log_g - r).exp() * mean_h).sum(dim=0).mean()
+            )
+            if config.npn.alpha_gradient == "through":
+                through_features, through_tau = self._through(batch, anchors, ratio)
+                feature_grad += through_features
+                tau_grad = tau_grad + through_tau
+
+            metrics = {
+                "loss": loss,
+                "tau": tau.squeeze().clone(),
+                "log_normalizer_mean": log_g.mean(),
+                "r_mean": r.mean(),
+                "alpha_mean": alpha.mean(),
+                **_quantiles((r - alpha).exp()),
+                "ratio_clipped": (excess > 0).sum(),
+                "npn_restarts": loss.new_tensor(self.npn.restarts),
+                "npn_seconds": all_reduce(loss.new_tensor(npn_seconds), "max"),
+            }
+        return ObjectiveOutput(
+            loss=with_gradient(features, tau, loss, feature_grad, tau_grad),
+            metrics=metrics,
+            log_normalizer=alpha[:, batch.own],
+        )
+
+    def _update(self, batch: GlobalBatch, sample_index: Tensor, anchors: Anchors, r: Tensor) -> None:
+        # By sample index, the order in the ring buffer does not depend on how ranks share the batch.
+        order = all_gather(sample_index).argsort(stable=True)
+        self.npn.observe(batch.embeddings[:, order])
+        self.npn.step(anchors, r)
+
+    def _through(self, batch: GlobalBatch, anchors: Anchors, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of the gradient that flows through alpha: for the local features (2, B, D), and tau ()."""
+        d_alpha = anchors.tau * (1 - ratio) / batch.size
+        derivatives = self.npn.derivatives(anchors)
+        own = batch.embeddings[:, batch.own]
+        by_embedding = d_alpha[:, batch.own, None] * derivatives.embedding[:, batch.own]
+        by_positive = (d_alpha * derivatives.positive).sum(dim=0)[batch.own, None] * own.flip(0)
+        return by_embedding + by_positive, (d_alpha * derivatives.tau).sum()
+
+
+def _quantiles(residual: Tensor) -> dict[str, Tensor]:
+    """Of exp(r - alpha) over all anchors, both sides; 1 where the prediction meets the batch estimate."""
+    values = residual.flatten().quantile(residual.new_tensor(list(QUANTILES.values())))
+    return {f"npn_residual_{name}": value for name, value in zip(QUANTILES, values, strict=True)}
