@@ -2,16 +2,17 @@
 
 A leaf: the training side imports this file and `shard.py`, and nothing else of `data_prep`.
 
-    manifest.parquet   one row per shard, in order: path, samples, bytes, sha256, first_sample_index, work_item,
-                       attempt
+    manifest.parquet   one row per shard, in order: path, samples, bytes, sha256, first_sample_index,
+                       work_item, attempt
     manifest.json      totals, licence, outcome of every planned row, and the fingerprint
 
-`sample_index` of a sample is its shard's `first_sample_index` plus its row in the shard: stable as long as the
-fingerprint is.
+`sample_index` of a sample is its shard's `first_sample_index` plus its row in the shard: stable as long as
+the fingerprint is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,57 +64,68 @@ def rows_fingerprint(rows: list[dict[str, Any]]) -> str:
     return fingerprint([[row["path"], row["samples"], row["bytes"], row["sha256"]] for row in rows])
 
 
+def summarise(rows: list[dict[str, Any]], totals: dict[str, Any]) -> dict[str, Any]:
+    """The content of `manifest.json`. totals: what else it should say."""
+    return {
+        "fingerprint": rows_fingerprint(rows),
+        "shards": len(rows),
+        "samples": sum(row["samples"] for row in rows),
+        "bytes": sum(row["bytes"] for row in rows),
+        **totals,
+    }
+
+
 def write_manifest(folder: Path, rows: list[dict[str, Any]], totals: dict[str, Any]) -> str:
     """Publish `manifest.parquet`, then `manifest.json`, each atomically; returns the fingerprint.
 
     rows: dicts with the columns of SCHEMA but `first_sample_index`, which is computed here, in final order.
     totals: what else `manifest.json` should say (rows planned, outcomes by cause, licence, ...).
     """
-    first = 0
-    complete_rows = []
-    for row in rows:
-        complete_rows.append({**row, "first_sample_index": first})
-        first += row["samples"]
-    digest = rows_fingerprint(complete_rows)
+    firsts = _first_indices([row["samples"] for row in rows]).tolist()
+    complete = [{**row, "first_sample_index": first} for row, first in zip(rows, firsts, strict=True)]
     with atomic_open(folder / "manifest.parquet") as stream:
-        pq.write_table(pa.Table.from_pylist(complete_rows, schema=SCHEMA), stream)
-    summary = {
-        "fingerprint": digest,
-        "shards": len(rows),
-        "samples": first,
-        "bytes": sum(row["bytes"] for row in rows),
-        **totals,
-    }
+        pq.write_table(pa.Table.from_pylist(complete, schema=SCHEMA), stream)
+    summary = summarise(rows, totals)
     write_json(folder / "manifest.json", summary)
-    return digest
+    return summary["fingerprint"]
 
 
 def read_manifest(path: Path | str) -> Manifest:
     """Open a manifest: the folder that holds it, or either of its two files.
 
-    Raises UserError when it is missing, empty, or when the two files disagree.
+    Raises UserError when it is missing, empty or damaged, or when the two files disagree.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     try:
         summary = read_json(folder / "manifest.json")
-        table = pq.read_table(folder / "manifest.parquet", schema=SCHEMA)
+        table = pq.read_table(folder / "manifest.parquet")
     except FileNotFoundError as error:
         raise UserError(
             f"no manifest at {folder}: {Path(error.filename or folder).name} is missing. "
             "Publish one with `data-prep manifest`."
         ) from error
+    except ValueError as error:  # JSON's and Arrow's complaints are ValueErrors
+        raise UserError(
+            f"the manifest at {folder} is damaged: {error}. Run `data-prep manifest` again."
+        ) from error
+    if table.schema != SCHEMA or not isinstance(summary, dict):
+        raise UserError(
+            f"{folder} holds no manifest of this program (columns {', '.join(table.column_names)})"
+        )
     if table.num_rows == 0:
         raise UserError(f"the manifest at {folder} lists no shards: the corpus has no usable rows")
-    if rows_fingerprint(table.to_pylist()) != summary["fingerprint"]:
+    samples = table["samples"].to_numpy()
+    firsts = table["first_sample_index"].to_numpy()
+    if rows_fingerprint(table.to_pylist()) != summary.get("fingerprint") or any(
+        firsts != _first_indices(samples)
+    ):
         raise UserError(
             f"manifest.parquet and manifest.json at {folder} disagree (fingerprint). "
             "Run `data-prep manifest` again."
         )
-    return Manifest(
-        folder=folder,
-        paths=table["path"].to_pylist(),
-        samples=table["samples"].to_numpy(),
-        first_sample_index=table["first_sample_index"].to_numpy(),
-        fingerprint=summary["fingerprint"],
-    )
+    return Manifest(folder, table["path"].to_pylist(), samples, firsts, summary["fingerprint"])
+
+
+def _first_indices(samples: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.cumsum(samples, dtype=np.int64) - np.asarray(samples, dtype=np.int64)

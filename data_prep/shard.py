@@ -1,9 +1,9 @@
 """One canonical WebDataset shard: a tar whose bytes are a function of its samples alone, and its byte index.
 
-Members are written in the order given (callers sort by uid) as `<uid>.<jpg|png|webp>`, `<uid>.txt`, `<uid>.json`, with no
+Members are, sample by sample in the order of uids, `<uid>.<jpg|png|webp>`, `<uid>.txt`, `<uid>.json`, with no
 times, owners or modes of the machine in them, so the same samples always give the same sha256. Next to
-`NAME.tar` lies `NAME.index.npy`: for each sample where its image and its caption lie, so that a reader can seek
-to any sample without walking the tar.
+`NAME.tar` lies `NAME.index.npy`: for each sample where its image and its caption lie, so that a reader can
+seek to any sample without walking the tar.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ INDEX_DTYPE = np.dtype(
     [("image_offset", "<u8"), ("image_bytes", "<u4"), ("text_offset", "<u8"), ("text_bytes", "<u4")]
 )
 
+EXTENSIONS = ("jpg", "png", "webp")
+
 
 class Sample(NamedTuple):
-    """One image and its caption. uid: 32 hex digits. extension: jpg, png or webp, from the image's own bytes."""
+    """One image and its caption. uid: 32 hex digits. extension: one of EXTENSIONS, by the image's bytes."""
 
     uid: str
     image: bytes
@@ -43,11 +45,21 @@ def index_path(shard: Path | str) -> Path:
 def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     """Write a shard and its index, each atomically, the index first: a shard that exists has its index.
 
-    Returns the number of samples.
+    samples: in strictly ascending order of uid. Returns how many there were.
+    Raises ValueError for another order or an unknown extension.
     """
     rows: list[tuple[int, int, int, int]] = []
-    with atomic_open(path) as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    last = ""
+    with (
+        atomic_open(path) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
         for sample in samples:
+            if sample.uid <= last or sample.extension not in EXTENSIONS:
+                raise ValueError(
+                    f"sample {sample.uid}.{sample.extension} after {last}: unsorted, or no image"
+                )
+            last = sample.uid
             image_offset = _add(tar, f"{sample.uid}.{sample.extension}", sample.image)
             caption = sample.caption.encode()
             text_offset = _add(tar, f"{sample.uid}.txt", caption)
@@ -61,7 +73,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Append one member; returns the offset of its content in the tar (headers are one 512-byte block here)."""
+    """Append one member; returns the offset of its content in the tar (a header is one block here)."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     offset = tar.offset + tarfile.BLOCKSIZE

@@ -1,0 +1,231 @@
+"""The command line `data-prep`. Commands import what they need when they run, so that `--help` is instant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from data_prep.cli_sources import fabricate, serve
+from data_prep.console import EXAMPLE, Commands, answer, find_corpus, json_option, name_argument, task_option
+from pipeline.errors import UserError
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
+    epilog="\b\nExample:\n  data-prep plan mine.yaml --tasks 4\n  data-prep download mine\n"
+    "  data-prep verify mine\n  data-prep manifest mine",
+)
+@click.version_option(package_name="neuclip-pipeline")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="corpora",
+    envvar="DATA_PREP_ROOT",
+    show_envvar=True,
+    help="Folder that holds the corpora.",
+)
+@click.pass_context
+def main(context: click.Context, root: Path) -> None:
+    """A list of image URLs and captions to verified WebDataset shards.
+
+    plan cuts the rows into work items, download fetches them, verify proves what came, manifest publishes it.
+    Every command can be killed and run again: it does what is missing and nothing else.
+
+    NAME is a shipped corpus (demo, emoji), a YAML definition, a folder in the root or elsewhere.
+    """
+    context.obj = root
+
+
+@main.command(epilog=EXAMPLE + "data-prep plan demo --tasks 4 --samples-per-shard 1000")
+@name_argument
+@click.option("--tasks", type=click.IntRange(1, 100_000), default=1, help="Work items to cut the rows into.")
+@click.option("--samples-per-shard", type=click.IntRange(1), default=10_000, help="Samples of a full shard.")
+@click.option(
+    "--image-size", type=click.IntRange(1), help="Longest side kept, pixels.  [default: the corpus's]"
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be planned; write nothing.")
+@json_option
+@click.pass_obj
+def plan(
+    root: Path,
+    name: str,
+    tasks: int,
+    samples_per_shard: int,
+    image_size: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Freeze which rows are downloaded, and cut them into work items.
+
+    Reads the metadata (Parquet with URLs and captions), drops unusable and repeated rows with a reason, and
+    gives each row a stable uid. The same again does nothing; other rows or settings are refused, with the
+    difference.
+    """
+    from data_prep.outcomes import describe
+    from data_prep.plan import make_plan
+    from data_prep.progress import progress
+
+    corpus = find_corpus(name, root)
+    if image_size:
+        corpus = corpus.with_image_size(image_size)
+    with progress("planning rows") as report:
+        made, new = make_plan(
+            corpus, tasks=tasks, samples_per_shard=samples_per_shard, dry_run=dry_run, report=report
+        )
+    if dry_run:
+        verb = "would plan" if new else "already planned, nothing to do:"
+    else:
+        verb = "planned" if new else "already planned, nothing done:"
+    result = {
+        "new": new,
+        "dry_run": dry_run,
+        "fingerprint": made.fingerprint,
+        "tasks": made.tasks,
+        "rows_read": made.rows_read,
+        "rows_planned": made.rows_planned,
+        "dropped": made.dropped,
+    }
+    text = (
+        f"{verb} {made.rows_planned:,} of {made.rows_read:,} rows in {made.tasks} work items at "
+        f"{corpus.folder} (dropped: {describe(made.dropped)})"
+    )
+    answer(as_json, result, text)
+
+
+@main.command(epilog=EXAMPLE + "data-prep download demo --task 0 --processes 4 --threads 128")
+@name_argument
+@task_option
+@click.option("--processes", type=click.IntRange(1), help="Download processes.  [default: the corpus's]")
+@click.option("--threads", type=click.IntRange(1), help="Connections per process.  [default: the corpus's]")
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), help="Seconds per attempt.  [default: the corpus's]"
+)
+@click.option("--retries", type=click.IntRange(0), help="Attempts after the first.  [default: the corpus's]")
+@json_option
+@click.pass_obj
+def download(
+    root: Path,
+    name: str,
+    tasks: Sequence[int],
+    processes: int | None,
+    threads: int | None,
+    timeout: float | None,
+    retries: int | None,
+    as_json: bool,
+) -> None:
+    """Download work items with img2dataset, each into a folder of its own.
+
+    An item that is done is not downloaded again; of one that was killed, finished shards are kept. Images
+    whose server opts out (X-Robots-Tag: noai and the like) are not kept.
+    """
+    from data_prep.download import download as run
+    from data_prep.outcomes import OK, describe, tally
+    from data_prep.progress import progress
+
+    corpus = find_corpus(name, root)
+    wishes = {"processes": processes, "threads": threads, "timeout_seconds": timeout, "retries": retries}
+    fetch = corpus.definition.fetch.model_copy(
+        update={key: wish for key, wish in wishes.items() if wish is not None}
+    )
+    with progress("downloading rows") as report:
+        results = run(corpus, fetch, list(tasks) or None, report)
+    new = [done for done, is_new in results if is_new]
+    counts = tally(*(done.outcomes for done in new))
+    failed = {cause: number for cause, number in counts.items() if cause != OK}
+    result = {
+        "downloaded": [done.item for done in new],
+        "already_done": [done.item for done, is_new in results if not is_new],
+        "rows": sum(done.rows for done in new),
+        "outcomes": counts,
+    }
+    if new:
+        text = (
+            f"downloaded {len(new)} work items: {counts.get(OK, 0):,} of {result['rows']:,} rows are images "
+            f"(others: {describe(failed)})"
+        )
+    else:
+        text = f"already downloaded, nothing done: {len(results)} work items at {corpus.folder}"
+    answer(as_json, result, text)
+
+
+@main.command(epilog=EXAMPLE + "data-prep verify demo --processes 2")
+@name_argument
+@task_option
+@click.option("--processes", type=click.IntRange(1), default=1, help="Work items at once.")
+@json_option
+@click.pass_obj
+def verify(root: Path, name: str, tasks: Sequence[int], processes: int, as_json: bool) -> None:
+    """Decode every downloaded image, and write the proven samples as canonical shards.
+
+    A torn or changed tar goes to quarantine/ and its item has to be downloaded again (status 2). Items that
+    are verified already are left alone.
+    """
+    from data_prep.outcomes import describe, tally
+    from data_prep.progress import progress
+    from data_prep.verify import verify as run
+
+    corpus = find_corpus(name, root)
+    with progress("verifying rows") as report:
+        verdicts = run(corpus, list(tasks) or None, processes, report)
+    damage = [line for verdict in verdicts for line in verdict.damage]
+    if damage:
+        items = " ".join(f"--task {verdict.item}" for verdict in verdicts if verdict.damage)
+        raise UserError(
+            "damaged downloads were moved to quarantine:\n  "
+            + "\n  ".join(damage)
+            + f"\nRun `data-prep download {name} {items}` (only what was damaged is fetched), then verify."
+        )
+    new = [verdict.record for verdict in verdicts if verdict.new and verdict.record]
+    outcomes = tally(*(record.outcomes for record in new))
+    result = {
+        "verified": [record.item for record in new],
+        "already_verified": [verdict.item for verdict in verdicts if not verdict.new],
+        "shards": sum(len(record.shards) for record in new),
+        "outcomes": outcomes,
+    }
+    if new:
+        text = f"verified {len(new)} work items, {result['shards']} shards: {describe(outcomes, most=20)}"
+    else:
+        text = f"already verified, nothing done: {len(verdicts)} work items at {corpus.folder}"
+    answer(as_json, result, text)
+
+
+@main.command(epilog=EXAMPLE + "data-prep manifest demo")
+@name_argument
+@json_option
+@click.pass_obj
+def manifest(root: Path, name: str, as_json: bool) -> None:
+    """Publish the shards, once every work item is verified: manifest.parquet and manifest.json."""
+    from data_prep.outcomes import describe
+    from data_prep.publish import publish
+
+    corpus = find_corpus(name, root)
+    summary, new = publish(corpus)
+    verb = "published" if new else "already published, nothing done:"
+    text = (
+        f"{verb} {summary['samples']:,} samples in {summary['shards']} shards at {corpus.folder}\n"
+        f"  outcomes: {describe(summary['outcomes'], most=20)}\n"
+        f"  dropped before: {describe(summary['dropped'], most=20)}\n"
+        f"  fingerprint: {summary['fingerprint']}"
+    )
+    answer(as_json, {"new": new, **summary}, text)
+
+
+@main.command(epilog=EXAMPLE + "data-prep status demo")
+@name_argument
+@json_option
+@click.pass_obj
+def status(root: Path, name: str, as_json: bool) -> None:
+    """How far a corpus has come."""
+    from data_prep.status import how_far
+
+    corpus = find_corpus(name, root)
+    result = how_far(corpus)
+    answer(as_json, result, "\n".join(f"{key + ':':<12}{value:,}" for key, value in result.items()))
+
+
+main.add_command(serve)
+main.add_command(fabricate)

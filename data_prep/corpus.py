@@ -1,0 +1,136 @@
+"""A corpus: its definition (a YAML file) and its folder, whose layout is in docs/architecture.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+from pydantic import Field
+
+from pipeline.config.loader import parse, read_yaml
+from pipeline.config.schema import Section
+from pipeline.errors import UserError
+from pipeline.files import atomic_open
+
+SHIPPED = Path(__file__).parent / "corpora"
+
+
+class Columns(Section):
+    """Which columns of the metadata hold what. Without `uid`, it is a hash of the URL and caption."""
+
+    url: str = "url"
+    caption: str = "caption"
+    uid: str | None = None  # 32 hex digits per row, as DataComp publishes them
+
+
+class Images(Section):
+    """What is kept of an image. Part of the plan: images of one corpus are all treated alike."""
+
+    image_size: int = Field(512, ge=1)  # longest side, pixels; larger images are scaled down
+    min_image_size: int = Field(0, ge=0)  # shortest side, pixels; smaller images are refused
+    jpeg_quality: int = Field(95, ge=1, le=100)  # of images that have to be encoded again
+    opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")  # X-Robots-Tag
+    user_agent_token: str | None = None  # the name under which servers may address us in X-Robots-Tag
+
+
+class Fetch(Section):
+    """How hard to try for each URL. May differ from one download to the next."""
+
+    timeout_seconds: float = Field(10, gt=0)
+    retries: int = Field(2, ge=0)
+    threads: int = Field(64, ge=1)  # per process
+    processes: int = Field(1, ge=1)
+
+
+class CorpusDefinition(Section):
+    """What a corpus is and where its rows come from."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    title: str
+    licence: str
+    source: str  # where the metadata comes from
+    metadata: str = "metadata/*.parquet"  # glob, relative to the corpus folder
+    columns: Columns = Columns()
+    images: Images = Images()
+    fetch: Fetch = Fetch()
+    published_yield: float | None = Field(
+        None, gt=0, le=1
+    )  # share of rows that others got
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A definition in its folder; every path of the ingest stage is named here."""
+
+    folder: Path
+    definition: CorpusDefinition
+
+    @property
+    def plan_file(self) -> Path:
+        return self.folder / "plan.json"
+
+    def plan_item(self, item: int) -> Path:
+        return self.folder / "plan" / f"{item:05d}.parquet"
+
+    def download(self, item: int) -> Path:
+        return self.folder / "download" / f"{item:05d}"
+
+    def done_file(self, item: int) -> Path:
+        return self.download(item) / "done.json"
+
+    def verified_file(self, item: int) -> Path:
+        return self.folder / "verify" / f"{item:05d}.json"
+
+    def outcomes(self, item: int) -> Path:
+        return self.folder / "outcomes" / f"{item:05d}.parquet"
+
+    def shard(self, item: int, number: int) -> Path:
+        return self.folder / "shards" / f"{item:05d}-{number:03d}.tar"
+
+    def lock(self, what: str) -> Path:
+        return self.folder / "locks" / what
+
+    def with_image_size(self, image_size: int) -> Corpus:
+        """The same corpus with another size of images (longest side, pixels)."""
+        images = self.definition.images.model_copy(update={"image_size": image_size})
+        return replace(self, definition=self.definition.model_copy(update={"images": images}))
+
+    def save_definition(self) -> None:
+        """Write `corpus.yaml`, the definition in force."""
+        content = yaml.safe_dump(self.definition.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        with atomic_open(self.folder / "corpus.yaml", "w") as stream:
+            stream.write(content)
+
+
+def shipped_names() -> list[str]:
+    """The corpora that are shipped."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def open_corpus(name: str, root: Path) -> Corpus:
+    """Find a corpus by what the user typed.
+
+    name: a shipped corpus, a path to a YAML definition (both live in `root/<their name>`), the name of a
+    folder in `root`, or a path to such a folder. A folder's own `corpus.yaml` goes before the shipped file.
+    Raises UserError when there is no such corpus or its definition is not valid.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        definition = read_definition(path)
+        return Corpus(root / definition.name, definition)
+    for folder in (root / name, path):
+        if (folder / "corpus.yaml").is_file():
+            return Corpus(folder, read_definition(folder / "corpus.yaml"))
+    shipped = SHIPPED / f"{name}.yaml"
+    if name in shipped_names():
+        return Corpus(root / name, read_definition(shipped))
+    raise UserError(
+        f"no corpus {name!r}: shipped are {', '.join(shipped_names())}; otherwise give a YAML definition, or "
+        f"a folder with a corpus.yaml (looked for {root / name / 'corpus.yaml'} too)"
+    )
+
+
+def read_definition(path: Path) -> CorpusDefinition:
+    """A definition from a YAML file; raises UserError with the file, the key and the nearest valid key."""
+    return parse(CorpusDefinition, read_yaml(path), where=str(path))

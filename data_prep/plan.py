@@ -1,0 +1,207 @@
+"""`data-prep plan`: freeze which rows are downloaded, and how they are cut into work items.
+
+The plan is a function of the set of rows and of the settings (`deal.py`). Planning the same again does
+nothing; planning otherwise is refused: downloads of the old plan would be counted for the new one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.corpus import Corpus, Images
+from data_prep.deal import ITEM_SCHEMA, deal
+from data_prep.locks import exclusive
+from data_prep.outcomes import describe
+from data_prep.progress import Report, silent
+from pipeline.errors import UserError
+from pipeline.files import fingerprint, read_json, sha256_file, write_json
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A frozen plan, as `plan.json` holds it.
+
+    settings: what decides the content (columns, image settings). inputs: metadata file to sha256.
+    dropped: reason to number of rows. items: {item, path, rows, sha256} in order.
+    """
+
+    corpus: str
+    fingerprint: str
+    tasks: int
+    samples_per_shard: int
+    rows_read: int
+    rows_planned: int
+    dropped: dict[str, int]
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    items: list[dict[str, Any]]
+
+    @property
+    def images(self) -> Images:
+        return Images(**self.settings["images"])
+
+    def select(self, items: Sequence[int] | None) -> list[int]:
+        """The work items asked for, None for all; raises UserError for one that the plan does not have."""
+        chosen = list(range(self.tasks)) if items is None else list(items)
+        for item in chosen:
+            if not 0 <= item < self.tasks:
+                raise UserError(
+                    f"no work item {item}: the plan of {self.corpus} has items 0 to {self.tasks - 1}"
+                )
+        return chosen
+
+    def request(self) -> dict[str, Any]:
+        """What was asked for: equal requests give equal plans."""
+        return _request(self.corpus, self.tasks, self.samples_per_shard, self.settings, self.inputs)
+
+
+def read_plan(corpus: Corpus) -> Plan:
+    """The corpus's plan; raises UserError when there is none or it cannot be read."""
+    try:
+        return Plan(**read_json(corpus.plan_file))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no plan at {corpus.plan_file}: run `data-prep plan {corpus.definition.name} --tasks N` first"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{corpus.plan_file} is damaged ({error}): remove it and plan again") from error
+
+
+def read_item(corpus: Corpus, plan: Plan, item: int) -> pa.Table:
+    """The rows of one work item (ITEM_SCHEMA), proven to be those that were planned.
+
+    Raises UserError when its file is not what the plan says.
+    """
+    path = corpus.plan_item(item)
+    if not _intact(corpus.folder, plan.items[item]):
+        raise UserError(
+            f"{path} is missing or not what was planned: run `data-prep plan` again, it mends that"
+        )
+    return pq.read_table(path, schema=ITEM_SCHEMA)
+
+
+def make_plan(
+    corpus: Corpus, *, tasks: int, samples_per_shard: int, dry_run: bool = False, report: Report = silent
+) -> tuple[Plan, bool]:
+    """Plan the corpus; returns the plan and whether it is new (False: an equal one was there already).
+
+    dry_run: find out everything, write nothing into the corpus. report: called with (rows read, rows in all).
+    Raises UserError when another plan is in force (with the differences) or no row is usable.
+    """
+    metadata = _metadata_files(corpus)
+    wanted = _request(
+        corpus.definition.name,
+        tasks,
+        samples_per_shard,
+        {name: getattr(corpus.definition, name).model_dump(mode="json") for name in ("columns", "images")},
+        {str(path.relative_to(corpus.folder)): sha256_file(path) for path in metadata},
+    )
+    with ExitStack() as stack:
+        if not dry_run:
+            stack.enter_context(exclusive(corpus.lock("plan"), f"the plan of {corpus.folder}"))
+        if corpus.plan_file.exists():
+            plan = read_plan(corpus)
+            _refuse_change(corpus, plan.request(), wanted)
+            if all(_intact(corpus.folder, entry) for entry in plan.items):
+                return plan, False
+        scratch = Path(stack.enter_context(_scratch(None if dry_run else corpus.folder)))
+        target = scratch if dry_run else corpus.folder
+        plan = _build(corpus, metadata, wanted, scratch, target, report)
+        if not dry_run:
+            corpus.save_definition()
+            write_json(corpus.plan_file, asdict(plan))
+        return plan, True
+
+
+def _build(
+    corpus: Corpus, metadata: list[Path], wanted: dict[str, Any], scratch: Path, target: Path, report: Report
+) -> Plan:
+    rows_read, dropped, items = deal(
+        metadata, corpus.definition.columns, wanted["tasks"], scratch=scratch, target=target, report=report
+    )
+    planned = sum(entry["rows"] for entry in items)
+    if not planned:
+        raise UserError(
+            f"corpus {corpus.definition.name!r} has no usable rows: {rows_read:,} read from {corpus.folder}, "
+            f"dropped: {describe(dropped)}"
+        )
+    digest = fingerprint([wanted, items])
+    return Plan(
+        fingerprint=digest, rows_read=rows_read, rows_planned=planned, dropped=dropped, items=items, **wanted
+    )
+
+
+@contextmanager
+def _scratch(folder: Path | None) -> Iterator[Path]:
+    """A temporary folder on the corpus's own disk (one that a killed run left is removed), or anywhere."""
+    if folder is not None:
+        shutil.rmtree(folder / "plan" / "scratch", ignore_errors=True)
+        (folder / "plan" / "scratch").mkdir(parents=True)
+        try:
+            yield folder / "plan" / "scratch"
+        finally:
+            shutil.rmtree(folder / "plan" / "scratch", ignore_errors=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="data-prep-") as name:
+        yield Path(name)
+
+
+def _metadata_files(corpus: Corpus) -> list[Path]:
+    pattern = corpus.definition.metadata
+    files = sorted(path for path in corpus.folder.glob(pattern) if path.is_file())
+    if not files:
+        raise UserError(
+            f"no metadata at {corpus.folder / pattern}: put the Parquet files with URLs and captions there "
+            f"(source: {corpus.definition.source})"
+        )
+    return files
+
+
+def _request(
+    corpus: str, tasks: int, samples_per_shard: int, settings: dict[str, Any], inputs: dict[str, str]
+) -> dict[str, Any]:
+    return {
+        "corpus": corpus,
+        "tasks": tasks,
+        "samples_per_shard": samples_per_shard,
+        "settings": settings,
+        "inputs": inputs,
+    }
+
+
+def _intact(folder: Path, entry: dict[str, Any]) -> bool:
+    path = folder / entry["path"]
+    return path.is_file() and sha256_file(path) == entry["sha256"]
+
+
+def _refuse_change(corpus: Corpus, frozen: dict[str, Any], wanted: dict[str, Any]) -> None:
+    before, after = _flat(frozen), _flat(wanted)
+    changes = [
+        f"  {key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if changes:
+        raise UserError(
+            f"{corpus.folder} was planned differently (planned -> asked for):\n"
+            + "\n".join(changes)
+            + "\nA plan is never changed under its downloads. Ask for the same again; or plan into another "
+            "folder (--root); or, to start over, remove plan.json, plan/, download/, verify/, outcomes/ and "
+            "shards/ there."
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

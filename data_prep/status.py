@@ -1,0 +1,25 @@
+"""`data-prep status`: how far a corpus has come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data_prep.corpus import Corpus
+from data_prep.downloaded import read_done
+from data_prep.plan import read_plan
+from data_prep.verify import read_verified
+from pipeline.files import read_json
+
+
+def how_far(corpus: Corpus) -> dict[str, Any]:
+    """{rows, work_items, downloaded, verified, published}: counts of rows, items, items, items, samples."""
+    plan = read_plan(corpus)
+    done = [record for item in range(plan.tasks) if (record := read_done(corpus, item, plan.fingerprint))]
+    manifest = corpus.folder / "manifest.json"
+    return {
+        "rows": plan.rows_planned,
+        "work_items": plan.tasks,
+        "downloaded": len(done),
+        "verified": sum(read_verified(corpus, record) is not None for record in done),
+        "published": read_json(manifest)["samples"] if manifest.is_file() else 0,
+    }

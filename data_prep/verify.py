@@ -1,0 +1,197 @@
+"""`data-prep verify`: prove what was downloaded, and write it again as canonical shards.
+
+Proven (`prove.py`): every tar has the size and sha256 that it had when its download ended; every sample is
+complete, planned, there once, and carries its planned URL and caption; every image decodes to the last pixel;
+and each planned row has exactly one outcome. A tar that fails is moved to `quarantine/`; the next download of
+its item makes that shard again. The canonical shards depend on the samples alone (`shard.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.corpus import Corpus
+from data_prep.downloaded import Done, read_done, shard_files
+from data_prep.locks import exclusive
+from data_prep.outcomes import tally
+from data_prep.plan import Plan, read_item, read_plan
+from data_prep.progress import Report, silent
+from data_prep.prove import Proof, Proven, prove
+from data_prep.shard import Sample, index_path, read_at, write_shard
+from data_prep.workers import worker_pool
+from pipeline.errors import UserError
+from pipeline.files import atomic_open, fingerprint, read_json, sha256_file, write_json
+
+OUTCOME_SCHEMA = pa.schema(
+    [("uid", pa.string()), ("url", pa.string()), ("outcome", pa.string()), ("detail", pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """`verify/<item>.json`: the item is proven, from the download with this fingerprint.
+
+    shards: rows for the manifest. outcomes: cause to number of planned rows, `rows` in all.
+    """
+
+    item: int
+    fingerprint: str
+    rows: int
+    shards: list[dict[str, Any]]
+    outcomes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` says of an item. record: None if `damage` was found. new: whether verified just now."""
+
+    item: int
+    record: Verified | None
+    new: bool
+    damage: list[str]
+
+
+def verify(
+    corpus: Corpus, items: Sequence[int] | None = None, processes: int = 1, report: Report = silent
+) -> list[Verdict]:
+    """Verify items, by default all that are downloaded; one that is verified already is left alone.
+
+    processes: items at once. report: called with (rows done, rows to do).
+    Raises UserError for an item that is not downloaded, and when nothing is.
+    """
+    plan = read_plan(corpus)
+    downloaded = [item for item in plan.select(items) if read_done(corpus, item, plan.fingerprint)]
+    if absent := sorted(set(items or ()) - set(downloaded)):
+        raise UserError(
+            f"work item {absent[0]} is not downloaded: run `data-prep download --task {absent[0]}`"
+        )
+    if not downloaded:
+        raise UserError(f"nothing is downloaded at {corpus.folder}: run `data-prep download` first")
+    total, rows_done, verdicts = sum(plan.items[item]["rows"] for item in downloaded), 0, []
+    for verdict in _verdicts(corpus, plan, downloaded, processes):
+        verdicts.append(verdict)
+        rows_done += plan.items[verdict.item]["rows"]
+        report(rows_done, total)
+    return sorted(verdicts, key=lambda verdict: verdict.item)
+
+
+def read_verified(corpus: Corpus, done: Done) -> Verified | None:
+    """The item's record, or None when it was not verified since that download."""
+    try:
+        record = Verified(**read_json(corpus.verified_file(done.item)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return record if record.fingerprint == fingerprint(asdict(done)) else None
+
+
+def shard_problem(corpus: Corpus, row: dict[str, Any]) -> str | None:
+    """What is wrong with a recorded shard at first sight (presence and size; its index too), or None."""
+    path = corpus.folder / row["path"]
+    if not path.is_file() or not index_path(path).is_file():
+        return f"{path} or its index is missing"
+    if path.stat().st_size != row["bytes"]:
+        return f"{path} has {path.stat().st_size:,} bytes, not the {row['bytes']:,} that were verified"
+    return None
+
+
+def _verdicts(corpus: Corpus, plan: Plan, items: list[int], processes: int) -> Iterator[Verdict]:
+    if min(processes, len(items)) == 1:
+        yield from (_verify_item(corpus, plan, item) for item in items)
+        return
+    with worker_pool(min(processes, len(items))) as pool:
+        for future in as_completed([pool.submit(_verify_item, corpus, plan, item) for item in items]):
+            yield future.result()
+
+
+def _verify_item(corpus: Corpus, plan: Plan, item: int) -> Verdict:
+    with exclusive(corpus.lock(f"item-{item:05d}"), f"work item {item} of {corpus.folder}"):
+        done = read_done(corpus, item, plan.fingerprint)
+        if done is None:
+            raise UserError(f"work item {item} is being downloaded again: verify it afterwards")
+        record = read_verified(corpus, done)
+        if record and not any(shard_problem(corpus, row) for row in record.shards):
+            return Verdict(item, record, False, [])
+        planned = read_item(corpus, plan, item)
+        proof = prove(corpus.download(item), done, planned)
+        if proof.damaged:
+            return Verdict(item, None, True, _quarantine(corpus, item, proof))
+        _remove_leftovers(corpus, item)
+        shards = list(_write_shards(corpus, item, proof.samples, plan.samples_per_shard))
+        _write_outcomes(corpus, item, proof, planned)
+        outcomes = tally(outcome.cause for outcome in proof.outcomes.values())
+        record = Verified(item, fingerprint(asdict(done)), planned.num_rows, shards, outcomes)
+        write_json(corpus.verified_file(item), asdict(record))
+        return Verdict(item, record, True, [])
+
+
+def _quarantine(corpus: Corpus, item: int, proof: Proof) -> list[str]:
+    """Move damaged shards aside, after the item's claim to be done, so a kill in between leaves no lie."""
+    corpus.done_file(item).unlink()
+    aside = corpus.folder / "quarantine" / f"{item:05d}"
+    aside.mkdir(parents=True, exist_ok=True)
+    for shard in proof.damaged:
+        for path in reversed(
+            shard_files(corpus.download(item), shard)
+        ):  # statistics first: they say "finished"
+            if path.exists():
+                shutil.move(path, aside / path.name)
+    return [f"item {item}: {reason}" for reason in proof.damaged.values()]
+
+
+def _remove_leftovers(corpus: Corpus, item: int) -> None:
+    """The record and shards of an earlier verification, and temporary files of a killed one."""
+    corpus.verified_file(item).unlink(missing_ok=True)
+    for folder in ("shards", "outcomes", "verify"):
+        for pattern in (f"{item:05d}-*", f".{item:05d}*.tmp"):
+            for path in (corpus.folder / folder).glob(pattern):
+                path.unlink()
+
+
+def _write_shards(
+    corpus: Corpus, item: int, samples: list[Proven], capacity: int
+) -> Iterator[dict[str, Any]]:
+    for number, start in enumerate(range(0, len(samples), capacity)):
+        part = samples[start : start + capacity]
+        path = corpus.shard(item, number)
+        write_shard(path, _read_back(part))
+        yield {
+            "path": str(path.relative_to(corpus.folder)),
+            "samples": len(part),
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+            "work_item": item,
+            "attempt": 0,
+        }
+
+
+def _read_back(samples: list[Proven]) -> Iterator[Sample]:
+    descriptors: dict[Path, int] = {}
+    try:
+        for sample in samples:
+            if sample.tar not in descriptors:
+                descriptors[sample.tar] = os.open(sample.tar, os.O_RDONLY)
+            image = read_at(descriptors[sample.tar], sample.offset, sample.size)
+            yield Sample(sample.uid, image, sample.extension, sample.caption, sample.metadata)
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+
+def _write_outcomes(corpus: Corpus, item: int, proof: Proof, planned: pa.Table) -> None:
+    rows = []
+    for row in planned.to_pylist():
+        outcome = proof.outcomes[row["uid"]]
+        rows.append(
+            {"uid": row["uid"], "url": row["url"], "outcome": outcome.cause, "detail": outcome.detail}
+        )
+    with atomic_open(corpus.outcomes(item)) as stream:
+        pq.write_table(pa.Table.from_pylist(rows, OUTCOME_SCHEMA), stream, compression="zstd")

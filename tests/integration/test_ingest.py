@@ -1,0 +1,399 @@
+"""The ingest commands on a web that misbehaves: rows to a manifest, through the real img2dataset.
+
+Proves that every row is accounted for by its true cause; that images that need no change keep their bytes; that a
+second run does nothing; that a run which was killed at any moment ends with the same manifest as an undisturbed
+one; and that damage, a second process, a changed plan and a dead server are noticed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from data_prep.cli import main
+from data_prep.manifest import read_manifest
+from data_prep.shard import read_at, read_index
+from pipeline.files import sha256_file
+
+TASKS, SAMPLES_PER_SHARD, IMAGE_SIZE = 2, 12, 96
+FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF"}
+TROUBLE = {  # path -> the outcome that it should have
+    "/missing.jpg": "http_404",
+    "/gone.jpg": "http_410",
+    "/error.jpg": "http_500",
+    "/cut-with-length.jpg": "truncated",
+    "/cut-without-length.jpg": "not_an_image",
+    "/page.jpg": "not_an_image",
+    "/noai.jpg": "opt_out",
+    "/slow.jpg": "timeout",
+}
+
+
+def picture(number: int, kind: str, size: tuple[int, int]) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(stream, FORMATS[kind])
+    return stream.getvalue()
+
+
+def good_images() -> dict[str, bytes]:
+    small = {f"/{n}.{kind}": picture(n, kind, (80, 60)) for n in range(14) for kind in ("jpg", "png", "webp")}
+    return {**small, "/0.gif": picture(0, "gif", (64, 64)), "/large.jpg": picture(99, "jpg", (400, 300))}
+
+
+class Web(ThreadingHTTPServer):
+    """Images and trouble. After `hold_after` requests it answers nothing more until that is None again."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.images = good_images()
+        self.hold_after: int | None = None
+        self.requests: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def wait_for_requests(self, number: int) -> None:
+        deadline = time.monotonic() + 90
+        while len(self.requests) < number:
+            assert time.monotonic() < deadline, f"only {len(self.requests)} requests came"
+            time.sleep(0.01)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Web
+
+    def do_GET(self) -> None:
+        web = self.server
+        web.requests.append(self.path)
+        while web.hold_after is not None and len(web.requests) > web.hold_after:
+            time.sleep(0.05)
+        whole = web.images["/large.jpg"]
+        with suppress(ConnectionError):
+            match self.path:
+                case "/missing.jpg":
+                    self.answer(404, b"no")
+                case "/gone.jpg":
+                    self.answer(410, b"no")
+                case "/error.jpg":
+                    self.answer(500, b"no")
+                case "/flaky.jpg" if web.requests.count(self.path) == 1:
+                    self.answer(500, b"later")
+                case "/flaky.jpg":
+                    self.answer(200, web.images["/3.jpg"])
+                case "/cut-with-length.jpg":
+                    self.answer(200, whole[: len(whole) // 2], length=len(whole))
+                case "/cut-without-length.jpg":
+                    self.answer(200, whole[: len(whole) // 2], length=None)
+                case "/page.jpg":
+                    self.answer(200, b"<html><body>This image has moved</body></html>")
+                case "/noai.jpg":
+                    self.answer(200, whole, headers={"X-Robots-Tag": "noai"})
+                case "/slow.jpg":
+                    time.sleep(30)
+                case "/moved.jpg":
+                    self.answer(302, b"", headers={"Location": "/4.jpg"})
+                case path:
+                    self.answer(200, web.images[path])
+
+    def answer(
+        self, status: int, body: bytes, length: int | None = -1, headers: dict[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        if length is not None:
+            self.send_header("Content-Length", str(len(body) if length < 0 else length))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Web]:
+    with Web() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def planned_paths(web: Web) -> list[str]:
+    return [*web.images, *TROUBLE, "/flaky.jpg", "/moved.jpg"]
+
+
+def define(root: Path, url: str, paths: list[str], **fetch: object) -> None:
+    """A corpus folder `web` below root: a definition, and metadata with some unusable rows."""
+    folder = root / "web"
+    (folder / "metadata").mkdir(parents=True)
+    definition = {
+        "name": "web",
+        "title": "A small web",
+        "licence": "CC0-1.0",
+        "source": "drawn by a test",
+        "columns": {"url": "URL", "caption": "TEXT"},
+        "images": {"image_size": IMAGE_SIZE},
+        "fetch": {"timeout_seconds": 3, "retries": 1, "threads": 8, **fetch},
+    }
+    (folder / "corpus.yaml").write_text(yaml.safe_dump(definition))
+    rows = [{"URL": url + path, "TEXT": f"the picture  at {path}\n"} for path in paths]
+    rows += [rows[0], rows[5], {"URL": None, "TEXT": "x"}, {"URL": url + "/1.jpg", "TEXT": " "}]
+    rows += [{"URL": "ftp://example.org/1.jpg", "TEXT": "x"}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "metadata" / "rows.parquet")
+
+
+def run(root: Path, *arguments: str) -> Result:
+    """A command in this process; for what needs no second process to be real."""
+    return CliRunner().invoke(main, ["--root", str(root), *arguments], catch_exceptions=False)
+
+
+def succeed(root: Path, *arguments: str) -> str:
+    result = run(root, *arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def command(root: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "data_prep", "--root", str(root), *arguments]
+
+
+PLAN = ("plan", "web", "--tasks", str(TASKS), "--samples-per-shard", str(SAMPLES_PER_SHARD))
+
+
+def ingest(root: Path) -> None:
+    """The four commands, as a user types them."""
+    for arguments in (PLAN, ("download", "web"), ("verify", "web", "--processes", "2"), ("manifest", "web")):
+        subprocess.run(command(root, *arguments), check=True)
+
+
+@pytest.fixture(scope="module")
+def finished(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of an undisturbed run."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    define(root, web.url, planned_paths(web))
+    ingest(root)
+    return root
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "root")
+    return tmp_path / "root"
+
+
+def samples(corpus: Path) -> Iterator[tuple[dict, bytes, str]]:
+    """Metadata, image and caption of every published sample, by way of the index, and the tar's own JSON."""
+    import tarfile
+
+    manifest = read_manifest(corpus)
+    for shard in range(len(manifest.paths)):
+        path = manifest.shard_path(shard)
+        with tarfile.open(path) as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}
+        metadata = [json.loads(content) for name, content in members.items() if name.endswith(".json")]
+        descriptor = os.open(path, os.O_RDONLY)
+        for entry, facts in zip(read_index(path), metadata, strict=True):
+            image = read_at(descriptor, int(entry["image_offset"]), int(entry["image_bytes"]))
+            caption = read_at(descriptor, int(entry["text_offset"]), int(entry["text_bytes"])).decode()
+            assert image in (members.get(f"{facts['uid']}.{kind}") for kind in ("jpg", "png", "webp"))
+            yield facts, image, caption
+        os.close(descriptor)
+
+
+def path_of(url: str) -> str:
+    return "/" + url.rsplit("/", 1)[1]
+
+
+def test_every_row_is_accounted_for_by_its_cause(finished: Path, web: Web) -> None:
+    corpus = finished / "web"
+    rows = [row for item in range(TASKS) for row in pq.read_table(corpus / f"outcomes/{item:05d}.parquet").to_pylist()]
+    expected = {path: TROUBLE.get(path, "ok") for path in planned_paths(web)}
+    assert len(rows) == len(expected)
+    assert {path_of(row["url"]): row["outcome"] for row in rows} == expected
+
+    summary = json.loads((corpus / "manifest.json").read_text())
+    ok = len(expected) - len(TROUBLE)
+    assert (summary["rows"], summary["ok"], summary["samples"]) == (len(expected), ok, ok)
+    assert summary["dropped"] == {"duplicate": 2, "no_caption": 1, "no_url": 1, "not_http": 1}
+    assert summary["outcomes"] == {
+        "http_404": 1, "http_410": 1, "http_500": 1, "not_an_image": 2, "ok": ok, "opt_out": 1, "timeout": 1,
+        "truncated": 1,
+    }  # fmt: skip
+    assert summary["licence"] == "CC0-1.0"
+
+
+def test_published_samples_are_the_pictures_of_their_rows(finished: Path, web: Web) -> None:
+    seen = set()
+    for facts, image, caption in samples(finished / "web"):
+        path = path_of(facts["url"])
+        seen.add(path)
+        assert caption == f"the picture at {path}"
+        decoded = Image.open(io.BytesIO(image))
+        original = web.images[{"/flaky.jpg": "/3.jpg", "/moved.jpg": "/4.jpg"}.get(path, path)]
+        if path.endswith(".jpg") and path != "/large.jpg":
+            assert image == original, "a JPEG that is small enough keeps its bytes"
+        assert max(decoded.size) <= IMAGE_SIZE
+        reference = Image.open(io.BytesIO(original)).convert("RGB").resize(decoded.size, Image.Resampling.BOX)
+        error = np.abs(np.asarray(decoded.convert("RGB"), float) - np.asarray(reference, float)).mean()
+        assert error < 6, f"{path} is another picture"
+    assert seen == set(planned_paths(web)) - TROUBLE.keys()
+    manifest = read_manifest(finished / "web")
+    assert manifest.samples.max() == SAMPLES_PER_SHARD
+
+
+def everything(folder: Path) -> dict[str, tuple[int, int]]:
+    files = [path for path in folder.rglob("*") if path.is_file() and "locks" not in path.parts]
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
+
+
+def test_a_second_run_does_nothing_and_says_so(finished: Path, web: Web) -> None:
+    before, requests = everything(finished), len(web.requests)
+    for arguments in (PLAN, ("download", "web"), ("verify", "web"), ("manifest", "web")):
+        assert "nothing done" in succeed(finished, *arguments)
+    assert everything(finished) == before
+    assert len(web.requests) == requests
+    status = json.loads(succeed(finished, "status", "web", "--json"))
+    assert status["downloaded"] == status["verified"] == TASKS
+    assert status["published"] == read_manifest(finished / "web").total_samples
+
+
+def workers_of(process: int) -> list[int]:
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_killed_runs_end_with_the_same_manifest(finished: Path, web: Web, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    define(root, web.url, planned_paths(web))
+    succeed(root, *PLAN)
+    # In the middle of the first shard, kill the process alone: its workers must follow. Then, a few shards on,
+    # the whole group.
+    for answered, whole_group in ((5, False), (40, True)):
+        web.requests.clear()
+        web.hold_after = answered
+        process = subprocess.Popen(command(root, "download", "web"), start_new_session=True)
+        web.wait_for_requests(answered + 1)
+        workers = workers_of(process.pid)
+        assert workers
+        if whole_group:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            refused = run(root, "download", "web")
+            assert refused.exit_code == 2
+            assert f"in use by process {process.pid}" in refused.output
+            process.kill()
+        process.wait()
+        deadline = time.monotonic() + 10
+        while any(is_running(worker) for worker in workers):
+            assert time.monotonic() < deadline, "a worker outlived its killed parent"
+            time.sleep(0.01)
+        web.hold_after = None
+        assert not list(root.rglob("done.json")) or answered > 5
+        assert run(root, "manifest", "web").exit_code == 2
+    torn = root / "web" / "download" / "00001" / "00000.tar"  # as if killed between opening and writing
+    torn.parent.mkdir(exist_ok=True)
+    torn.write_bytes(b"half a tar")
+    (torn.parent / "00000_stats.json").write_text("")
+    web.requests.clear()
+    ingest(root)
+    assert len(web.requests) < len(planned_paths(web)), "finished shards were downloaded again"
+    assert_same_corpus(root, finished)
+
+
+def assert_same_corpus(root: Path, reference: Path) -> None:
+    ours, theirs = read_manifest(root / "web"), read_manifest(reference / "web")
+    assert (root / "web/manifest.json").read_bytes() == (reference / "web/manifest.json").read_bytes()
+    assert (root / "web/manifest.parquet").read_bytes() == (reference / "web/manifest.parquet").read_bytes()
+    assert ours.paths == theirs.paths
+    for shard in range(len(ours.paths)):
+        assert sha256_file(ours.shard_path(shard)) == sha256_file(theirs.shard_path(shard))
+    assert not list(root.rglob("*.tmp"))
+    assert {p.name for p in (root / "web/shards").iterdir()} == {p.name for p in (reference / "web/shards").iterdir()}
+
+
+def test_a_changed_download_is_quarantined_and_fetched_again(copy: Path, finished: Path, web: Web) -> None:
+    corpus = copy / "web"
+    tar = corpus / "download/00001/00001.tar"
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit, the size stays
+    tar.write_bytes(content)
+    (corpus / "verify/00001.json").unlink()
+
+    result = run(copy, "verify", "web")
+    assert result.exit_code == 2
+    assert "00001.tar is not the file that was downloaded" in result.output
+    assert "data-prep download web --task 1" in result.output
+    assert (corpus / "quarantine/00001/00001.tar").read_bytes() == content
+    refused = run(copy, "manifest", "web")
+    assert refused.exit_code == 2
+    assert "1 of 2 work items still to download (1)" in refused.output
+
+    web.requests.clear()
+    subprocess.run(command(copy, "download", "web", "--task", "1"), check=True)
+    assert 0 < len(set(web.requests)) <= SAMPLES_PER_SHARD, "only the damaged shard is fetched"
+    succeed(copy, "verify", "web")
+    succeed(copy, "manifest", "web")
+    assert_same_corpus(copy, finished)
+
+
+def test_a_shard_cut_after_verification_is_refused_and_mended(copy: Path, finished: Path) -> None:
+    shard = sorted((copy / "web/shards").glob("*.tar"))[-1]
+    os.truncate(shard, shard.stat().st_size - 1024)
+    result = run(copy, "manifest", "web")
+    assert result.exit_code == 2
+    assert shard.name in result.output
+    assert "data-prep verify" in result.output
+    succeed(copy, "verify", "web")
+    succeed(copy, "manifest", "web")
+    assert_same_corpus(copy, finished)
+
+
+def test_another_plan_is_refused_with_the_difference(copy: Path) -> None:
+    before = everything(copy)
+    result = run(copy, "plan", "web", "--tasks", "3", "--samples-per-shard", "12")
+    assert result.exit_code == 2
+    assert "tasks: 2 -> 3" in result.output
+    assert everything(copy) == before
+
+
+def test_a_dead_server_fails_the_item_and_marks_nothing(tmp_path: Path) -> None:
+    define(tmp_path, "http://127.0.0.1:9", ["/a.jpg", "/b.jpg", "/c.jpg"], retries=0)
+    succeed(tmp_path, "plan", "web")
+    failed = subprocess.run(command(tmp_path, "download", "web"), capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "3 connection" in failed.stderr
+    assert "Is the server running" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "web/download/00000/done.json").exists()
+    assert run(tmp_path, "verify", "web").exit_code == 2
+    assert json.loads(succeed(tmp_path, "status", "web", "--json"))["downloaded"] == 0
