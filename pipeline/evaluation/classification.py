@@ -37,14 +37,19 @@ def predict(run: TaskRun, parse: Parse) -> Predictions:
     """Classify every image of the task; keeps of the logits only what the metrics read."""
     classnames = run.folder.classnames(run.task.class_count)
     classifier = run.encoder.classifier(classnames, run.folder.templates(run.task.templates))
-    depth = 5 if len(classnames) >= 5 else 1
     tops, bests, targets = [], [], []
     for features, batch_targets in run.encoded_batches(parse):
-        logits = 100.0 * features @ classifier
-        tops.append(logits.topk(depth, dim=1).indices.cpu())
-        bests.append(logits.argmax(dim=1).cpu())
+        top, best = rank(100.0 * features @ classifier)
+        tops.append(top.cpu())
+        bests.append(best.cpu())
         targets.extend(batch_targets)
     return Predictions(torch.cat(tops), torch.cat(bests), targets)
+
+
+def rank(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C) -> the K best classes of each row by falling logit, (B, K), and its argmax, (B,)."""
+    depth = 5 if logits.shape[1] >= 5 else 1
+    return logits.topk(depth, dim=1).indices, logits.argmax(dim=1)
 
 
 def metrics(predictions: Predictions, labels: Tensor) -> Metrics:

@@ -50,7 +50,7 @@ class TaskFolder:
         for template in templates:
             try:
                 usable = template.format(c="a") != template.format(c="b")
-            except (LookupError, ValueError):
+            except (LookupError, ValueError, AttributeError):
                 usable = False
             if not usable:
                 raise UserError(f"{self.path / TEMPLATES_FILE}: {template!r} should hold the class as {{c}}")

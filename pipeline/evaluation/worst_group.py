@@ -44,7 +44,7 @@ def parse_group(sample: dict[str, Any], groups: int) -> int:
 
     Raises ValueError for other metadata, and for a group that is not in [0, groups).
     """
-    metadata = np.load(io.BytesIO(member(sample, "npy")), allow_pickle=False)
+    metadata = np.lib.format.read_array(io.BytesIO(member(sample, "npy")), allow_pickle=False)
     if metadata.ndim != 1 or metadata.size == 0 or metadata.dtype.kind not in "iuf":
         raise ValueError(
             f"metadata should be a vector of numbers, not {metadata.dtype} of shape {metadata.shape}"
