@@ -49,7 +49,7 @@ def normalizer_error(
         sides = []
         for anchor, opposite in ((anchors.image, reference.text), (anchors.text, reference.image)):
             h = (anchor[rows] @ opposite.T - positive[rows, None]) / tau
-            log_g = h.masked_fill_(itself, -torch.inf).logsumexp(dim=1) - others.log()
+            log_g = h.masked_fill_(itself, -torch.inf).logsumexp(dim=1) - others.to(h.dtype).log()
             sides.append(torch.logaddexp(log_g, log_g.new_tensor(math.log(eps))))
         squares.append((alpha_used[:, rows] - torch.stack(sides)).square().mean(dim=0))
     per_anchor = torch.cat(squares)

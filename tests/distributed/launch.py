@@ -2,7 +2,7 @@
 
     results = run_ranks(4, check, 3, timeout_seconds=60)     # check(3) on each of 4 ranks
 
-Processes come from a fork server that has torch and the objectives imported once, so a launch costs a fraction
+Processes come from a fork server that has imported torch and the objectives once, so a launch costs a part
 of a second; still, group what belongs together.
 """
 
@@ -67,7 +67,7 @@ def free_port() -> str:
 
 
 def _wait(processes: Sequence[BaseProcess], timeout_seconds: float) -> list[int]:
-    """Wait until all have ended or one has failed; returns the ranks that were still running at the deadline."""
+    """Wait until all have ended or one has failed; returns the ranks that still ran at the deadline."""
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         if all(process.exitcode is not None for process in processes):

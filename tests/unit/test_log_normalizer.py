@@ -1,0 +1,226 @@
+"""The NPN: closed-form steps equal torch's autograd and Adagrad, the ring buffer holds the last M embeddings,
+restarts are scheduled, seeded and defined for every M, and the state is complete."""
+
+import math
+from collections import deque
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, NormalizerPredictionNetwork
+
+EPS = 1e-14
+
+
+def embeddings(seed, count, dim=6, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(2, count, dim, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
+
+
+def build(dim=6, seed=0, dtype=torch.float32, ratio_bound=1e3, **config):
+    npn = NormalizerPredictionNetwork(LogNormalizerConfig(**config), EPS, ratio_bound)
+    npn.prepare(torch.device("cpu"), dim, seed)
+    npn.prototypes = npn.prototypes.to(dtype)
+    npn.squares = npn.squares.to(dtype)
+    npn.ring = npn.ring.to(dtype)
+    return npn
+
+
+def anchors_of(batch, tau):
+    return Anchors(batch, (batch[0] * batch[1]).sum(-1), torch.tensor([tau], dtype=batch.dtype))
+
+
+def autograd_alpha(weights, anchors):
+    """The formula as written, in torch's autograd."""
+    cosine = torch.stack([anchors.embeddings[s] @ F.normalize(weights[s], dim=-1).T for s in (0, 1)])
+    z = (cosine - anchors.positive[:, None]) / anchors.tau
+    log_q = torch.logsumexp(z, dim=-1) - math.log(weights.shape[1])
+    return torch.logaddexp(log_q, torch.full_like(log_q, math.log(EPS)))
+
+
+def autograd_loss(weights, anchors, r):
+    alpha = autograd_alpha(weights, anchors)
+    return (anchors.tau * (torch.exp(r - alpha) + alpha - 1).mean(dim=1)).sum()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(2, 10),
+    prototypes=st.integers(1, 12),
+    tau=st.floats(0.02, 1.0),
+    seed=st.integers(0, 9999),
+)
+def test_closed_form_gradient_equals_autograd(count, prototypes, tau, seed):
+    npn = build(prototypes=prototypes, dtype=torch.float64, ratio_bound=1e30)
+    npn.prototypes = 3 * torch.randn_like(npn.prototypes)
+    anchors = anchors_of(embeddings(seed, count, dtype=torch.float64), tau)
+    # Targets around the prediction: the size of exp(r - alpha) is not what is tested here.
+    r = npn.alpha(anchors) + torch.randn(2, count, dtype=torch.float64)
+    weights = npn.prototypes.clone().requires_grad_()
+    autograd_loss(weights, anchors, r).backward()
+    ours = npn.gradient(anchors, r)
+    torch.testing.assert_close(ours, weights.grad, rtol=1e-7, atol=1e-10)
+
+
+def test_steps_equal_torch_adagrad_on_autograd():
+    npn = build(prototypes=8, inner_steps=4, lr=0.05, dtype=torch.float64)
+    weights = optimizer = None
+    for step in range(3):
+        batch = embeddings(step, 10, dtype=torch.float64)
+        anchors, r = anchors_of(batch, 0.1), torch.randn(2, 10, dtype=torch.float64) - 3
+        npn.observe(batch)
+        if step == 0:
+            npn.restart()
+            weights = npn.prototypes.clone().requires_grad_()
+            optimizer = torch.optim.Adagrad([weights], lr=0.05, eps=1e-10)
+            npn.steps = 1
+        npn.step(anchors, r)
+        for _ in range(4):
+            optimizer.zero_grad()
+            autograd_loss(weights, anchors, r).backward()
+            optimizer.step()
+        torch.testing.assert_close(npn.prototypes, weights.detach(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(npn.squares, optimizer.state[weights]["sum"])
+
+
+def test_derivatives_of_alpha_equal_autograd():
+    npn = build(prototypes=8, dtype=torch.float64)
+    npn.prototypes = torch.randn_like(npn.prototypes)
+    batch = embeddings(1, 5, dtype=torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in anchors_of(batch, 0.1)]
+    alpha = autograd_alpha(npn.prototypes, Anchors(*leaves))
+    with torch.no_grad():
+        ours = npn.derivatives(Anchors(*leaves))
+    by_embedding, by_positive, by_tau = torch.autograd.grad(alpha.sum(), leaves)
+    torch.testing.assert_close(ours.embedding, by_embedding)
+    torch.testing.assert_close(ours.positive.sum(0), by_positive)
+    torch.testing.assert_close(ours.tau.sum(), by_tau.squeeze())
+
+
+def concepts(seed, count, dim=32):
+    """Pairs that share one of 20 concepts, as image and text of a caption do."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(20, dim, generator=torch.Generator().manual_seed(99))
+    chosen = centres[torch.randint(20, (count,), generator=generator)]
+    return F.normalize(chosen + 0.7 * torch.randn(2, count, dim, generator=generator), dim=-1)
+
+
+def log_normalizers(batch, tau):
+    sides = []
+    for side in (0, 1):
+        h = (batch[side] @ batch[1 - side].T - (batch[0] * batch[1]).sum(-1)[:, None]) / tau
+        sides.append(h.fill_diagonal_(-torch.inf).logsumexp(1) - math.log(len(h) - 1))
+    return torch.stack(sides)
+
+
+def test_predicts_the_normalizers_of_unseen_anchors_better_than_a_batch_does():
+    """Trained on batches of 32, alpha is nearer to the normalizers over 2,048 samples than the estimates r of
+    such batches are: the point of the method."""
+    npn = build(prototypes=64, dim=32)
+    tau = 0.1
+    for step in range(60):
+        batch = concepts(step, 32)
+        npn.observe(batch)
+        npn.step(anchors_of(batch, tau), log_normalizers(batch, tau))
+    dataset = concepts(1000, 2048)
+    truth = log_normalizers(dataset, tau)
+    error = (npn.alpha(anchors_of(dataset, tau)) - truth).square().mean()
+    batches = dataset.unflatten(1, (64, 32)).unbind(1)
+    estimates = torch.cat([log_normalizers(batch, tau) for batch in batches], dim=1)
+    assert error < 0.3 * (estimates - truth).square().mean()
+
+
+@settings(max_examples=30, deadline=None)
+@given(capacity=st.integers(1, 20), counts=st.lists(st.integers(1, 30), min_size=1, max_size=6))
+def test_the_ring_holds_the_last_embeddings(capacity, counts):
+    npn = build(prototypes=capacity, dim=3)
+    last = deque(maxlen=capacity)
+    for number, count in enumerate(counts):
+        batch = embeddings(number, count, dim=3)
+        npn.observe(batch)
+        last.extend(batch.transpose(0, 1))
+    held = npn.ring[:, : len(last)].transpose(0, 1)
+    assert sorted(map(str, held.tolist())) == sorted(str(row.tolist()) for row in last)
+    assert npn.samples_seen == sum(counts)
+
+
+def test_restarts_take_every_embedding_equally_often():
+    npn = build(prototypes=10)
+    batch = embeddings(0, 4)
+    npn.observe(batch)
+    npn.restart()
+    for side in (0, 1):  # side 0 predicts for image anchors, from texts
+        counts = [int((npn.prototypes[side] == row).all(-1).sum()) for row in batch[1 - side]]
+        assert sorted(counts) == [2, 2, 3, 3]
+    npn.observe(embeddings(1, 6))  # now the ring is full: every embedding once
+    npn.restart()
+    for side in (0, 1):
+        ours = sorted(map(str, npn.prototypes[side].tolist()))
+        assert ours == sorted(map(str, npn.ring[1 - side].tolist()))
+
+
+def test_restarts_are_seeded_and_differ_from_one_another():
+    draws = {}
+    for seed in (0, 0, 1):
+        npn = build(prototypes=50, seed=seed)
+        npn.observe(embeddings(0, 50))
+        npn.restart()
+        first = npn.prototypes.clone()
+        npn.restart()
+        assert not torch.equal(first, npn.prototypes)
+        assert torch.equal(draws.setdefault(seed, first), first)
+    assert not torch.equal(draws[0], draws[1])
+
+
+@pytest.mark.parametrize(("every", "expected"), [(3, [0, 3, 6]), (None, [0]), (1, list(range(8)))])
+def test_restarts_come_when_due_and_reset_adagrad(every, expected):
+    npn = build(prototypes=6, restart_every=every, inner_steps=1)
+    restarted = []
+    for step in range(8):
+        batch = embeddings(step, 4)
+        npn.observe(batch)
+        count, squares = npn.restarts, npn.squares.clone()
+        npn.step(anchors_of(batch, 0.1), torch.zeros(2, 4) - 2)
+        if npn.restarts != count:
+            restarted.append(step)
+        elif step:
+            assert (npn.squares >= squares).all()  # it only grows between restarts
+    assert restarted == expected
+
+
+def test_state_round_trip_continues_the_same_trajectory():
+    def advance(npn, steps):
+        for step in steps:
+            batch = embeddings(step, 4)
+            npn.observe(batch)
+            npn.step(anchors_of(batch, 0.1), torch.full((2, 4), -2.0))
+
+    config = {"prototypes": 7, "restart_every": 3, "inner_steps": 2}
+    whole = build(**config)
+    advance(whole, range(8))
+    first, second = build(**config), build(**config)
+    advance(first, range(4))
+    state = first.state_dict()
+    advance(first, range(4, 6))  # what was saved must not move with the run
+    second.load_state_dict(state)
+    advance(second, range(4, 8))
+    for name, value in whole.get_extra_state().items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(second.get_extra_state()[name])), name
+
+
+@pytest.mark.parametrize(("prototypes", "dim"), [(8, 6), (7, 5)])
+def test_a_state_of_another_size_is_refused(prototypes, dim):
+    state = build(prototypes=7).state_dict()
+    with pytest.raises(UserError, match=r"\(7, 6\), this run's config \(\d, \d\): set objectives.neuclip"):
+        build(prototypes=prototypes, dim=dim).load_state_dict(state)
+
+
+def test_no_cast_of_a_surrounding_module_reaches_the_state():
+    npn = build(prototypes=4)
+    torch.nn.Sequential(npn).bfloat16()
+    assert npn.prototypes.dtype == npn.ring.dtype == torch.float32
+    assert not list(npn.parameters())

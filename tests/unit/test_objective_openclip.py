@@ -1,0 +1,84 @@
+"""OpenCLIP's loss equals a float64 loop over pairs and open_clip's own ClipLoss, in value and gradients."""
+
+import math
+
+import numpy as np
+import open_clip.loss
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.objectives import Features, build_objective, global_batch
+
+
+def unit_rows(seed, rows, dim, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
+
+
+def run(e1, e2, tau):
+    leaves = [tensor.clone().requires_grad_() for tensor in (e1, e2, torch.tensor([tau], dtype=e1.dtype))]
+    output = build_objective("openclip", {})(Features(*leaves[:2]), torch.arange(len(e1)), leaves[2])
+    output.loss.backward()
+    return output, [leaf.grad for leaf in leaves]
+
+
+def reference_loss(e1, e2, tau):
+    """Mean cross-entropy of each row and column of the similarity matrix, its diagonal being the target."""
+    total = 0.0
+    for anchor, other in ((e1, e2), (e2, e1)):
+        for i in range(len(e1)):
+            logits = [anchor[i] @ other[j] / tau for j in range(len(e1))]
+            top = max(logits)
+            log_sum = top + math.log(sum(math.exp(x - top) for x in logits))
+            total += (log_sum - logits[i]) / (2 * len(e1))
+    return total
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(2, 12), dim=st.integers(2, 24), tau=st.floats(0.005, 1.0), seed=st.integers(0, 2**31))
+def test_equals_the_loops_and_open_clip(rows, dim, tau, seed):
+    e1, e2 = unit_rows(seed, rows, dim), unit_rows(seed + 1, rows, dim)
+    output, gradients = run(e1, e2, tau)
+    assert output.loss.item() == pytest.approx(
+        reference_loss(e1.numpy(), e2.numpy(), tau), rel=1e-9, abs=1e-12
+    )
+
+    peers = [tensor.clone().requires_grad_() for tensor in (e1, e2, torch.tensor([tau], dtype=e1.dtype))]
+    peer_loss = open_clip.loss.ClipLoss()(peers[0], peers[1], 1 / peers[2])
+    peer_loss.backward()
+    torch.testing.assert_close(output.loss, peer_loss.squeeze(), rtol=1e-9, atol=1e-12)
+    for ours, peer in zip(gradients, peers, strict=True):
+        torch.testing.assert_close(ours, peer.grad, rtol=1e-7, atol=1e-9)
+
+
+def test_log_normalizer_is_the_batch_estimate():
+    e1, e2 = unit_rows(1, 8, 6).numpy(), unit_rows(2, 8, 6).numpy()
+    output, _ = run(torch.tensor(e1), torch.tensor(e2), 0.07)
+    for side, (anchor, other) in enumerate(((e1, e2), (e2, e1))):
+        for i in range(8):
+            g = np.mean([math.exp((anchor[i] @ other[j] - e1[i] @ e2[i]) / 0.07) for j in range(8) if j != i])
+            assert output.log_normalizer[side, i].item() == pytest.approx(math.log(1e-14 + g))
+    assert output.metrics["r_mean"].item() == pytest.approx(output.log_normalizer.mean().item())
+
+
+@pytest.mark.parametrize("tau", [0.005, 0.07])
+def test_hard_batches_are_finite_in_fp32(tau):
+    e1 = unit_rows(6, 8, 16, torch.float32)
+    for other in (-e1, e1, e1[:1].repeat(8, 1)):
+        output, gradients = run(e1, other, tau)
+        expected = reference_loss(e1.double().numpy(), other.double().numpy(), tau)
+        assert output.loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_chunked_similarities_change_nothing(monkeypatch):
+    e1, e2 = unit_rows(1, 9, 6), unit_rows(2, 9, 6)
+    whole, whole_gradients = run(e1, e2, 0.07)
+    monkeypatch.setattr(global_batch, "CHUNK_ENTRIES", 18)
+    chunked, chunked_gradients = run(e1, e2, 0.07)
+    torch.testing.assert_close(chunked.loss, whole.loss)
+    for ours, expected in zip(chunked_gradients, whole_gradients, strict=True):
+        torch.testing.assert_close(ours, expected)
