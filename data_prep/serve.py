@@ -10,6 +10,7 @@ wrong, as answers do on the web.
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 import time
 from collections import Counter
@@ -64,6 +65,7 @@ def read_behaviours(path: Path) -> dict[str, Behaviour]:
 class ImageServer(ThreadingHTTPServer):
     """Serves the images of `source`, one thread per request; on localhost unless told otherwise.
 
+    As a context manager it serves in the background; `serve_forever` serves until it is interrupted.
     source: a folder of image files and Parquet files, or one Parquet file. port 0: any free one.
     Raises UserError when the source is missing or holds no images, or when the address cannot be had.
     """
@@ -72,6 +74,8 @@ class ImageServer(ThreadingHTTPServer):
     request_queue_size = 512
 
     def __init__(self, source: Path | str, host: str = "127.0.0.1", port: int = 0) -> None:
+        if not 0 <= port < 65536:
+            raise UserError(f"port {port} does not exist; give one from 1 to 65535, or 0 for any free port")
         self.store = ImageStore(Path(source))
         self.behaviours = read_behaviours(Path(source) / BEHAVIOURS_FILE) if self.store.is_folder else {}
         self._answered: Counter[str] = Counter()
@@ -99,7 +103,9 @@ class ImageServer(ThreadingHTTPServer):
         return Behaviour() if recovered else behaviour
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up (time-outs, kills) are the normal case here: nothing to say."""
+        """Clients that hang up (time-outs, kills) are the normal case here: nothing to say of those."""
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
 
     def __enter__(self) -> ImageServer:
         self._thread = threading.Thread(target=self.serve_forever, name="image-server", daemon=True)

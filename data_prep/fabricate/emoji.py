@@ -3,8 +3,8 @@
     emoji_images.parquet        style, codepoint, image (bytes)
     emoji_annotations.parquet   codepoint, name, keywords, group, skin_tone, split (train, val, test)
 
-Rows of the list point to rows of the Parquet file as `data_prep.serve` serves it: no image is copied. Training
-sees concepts of `split = train` in every style but the held-out one; skin tones are left out.
+Rows of the list point to rows of the Parquet file as `data_prep.serve` serves it: no image is copied.
+Training sees concepts of `split = train` in every style but the held-out one; skin tones are left out.
 """
 
 from __future__ import annotations
@@ -206,8 +206,8 @@ def _groups_task(rng: random.Random, images: list[Emoji], style: str) -> EvalTas
 
 
 def _distinct(images: Iterable[Emoji], known: Iterable[Emoji]) -> list[Emoji]:
-    """The first image of each drawing that is not among `known`: what is drawn alike has more than one name."""
-    new = {}
+    """The first image of each drawing that is not among `known`: drawings alike have several names."""
+    new: dict[bytes, Emoji] = {}
     for emoji in images:
         new.setdefault(emoji.image, emoji)
     for emoji in known:
