@@ -25,7 +25,6 @@ class CorpusConfig(Section):
     scenes: int = Field(6400, ge=16)  # training scenes that `fabricate: scenes` draws
     evaluation_scenes: int = Field(960, ge=64)  # held-out scenes
     held_out_style: str = "openmoji"  # `fabricate: emoji`: the drawing style that training never sees
-    image_size: int = Field(512, ge=1)  # longest side kept, pixels; larger images are scaled down
     tasks: int = Field(4, ge=1)  # work items
     samples_per_shard: int = Field(1000, ge=1)
     processes: int = Field(1, ge=1)
@@ -141,7 +140,7 @@ class RunConfig(Section):
 
     name: str
     description: str = ""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     data: str | None = None  # folder that the corpus is made from, for recipes that start from local files
     objective: str = "neuclip"  # a name of pipeline.objectives.REGISTRY
     objectives: dict[str, dict[str, Any]] = Field(default_factory=dict)  # options, by objective name

@@ -1,0 +1,1 @@
+"""Shards to batches, in an exact order."""

@@ -1,0 +1,1 @@
+"""DeepSpeed lives here and nowhere else."""

@@ -1,0 +1,150 @@
+"""What happens around a training step besides training: measure, diagnose, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from pipeline import collectives
+from pipeline.data.loader import Batch
+from pipeline.engine.engine import StepOutput
+from pipeline.errors import UserError
+from pipeline.objectives import Features
+from pipeline.objectives.normalizer_error import normalizer_error
+
+if TYPE_CHECKING:
+    from pipeline.trainer import Trainer
+
+
+class Callback(Protocol):
+    """Called on every rank, in the order of the trainer's list."""
+
+    def before_step(self, trainer: Trainer) -> None:
+        """The next batch is here; the weights are those that it will meet."""
+
+    def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
+        """The weights are updated and `trainer.progress` counts this step."""
+
+
+class Health:
+    """Stops a run that cannot be learning any more (contract 8), before anything of it is saved."""
+
+    def __init__(self, max_failure_rate: float) -> None:
+        self._max_failure_rate = max_failure_rate
+        self._failures = 0
+        self._samples = 0
+
+    def before_step(self, trainer: Trainer) -> None:
+        pass
+
+    def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
+        for name in ("train/loss", "train/grad_norm", "train/tau"):
+            value = float(output.metrics[name])
+            if not math.isfinite(value):
+                raise UserError(
+                    f"step {trainer.progress.step}: {name} is {value}. The run stops; the last checkpoint is from "
+                    "before this step. Try a lower optimizer.lr, or a higher temperature.minimum."
+                )
+        self._failures += batch.failures.total()
+        self._samples += len(batch.sample_index)
+        trainer.metrics.record("data/failures", float(batch.failures.total()), "sum")
+        if self._failures > max(1.0, self._max_failure_rate * max(self._samples, 1000)):
+            raise UserError(
+                f"{self._failures} of {self._samples} samples could not be decoded (last: {dict(batch.failures)}), "
+                "more than loader.max_failure_rate allows: run `data-prep verify` on the corpus"
+            )
+
+
+class NormalizerError:
+    """The log-normalizer error of the step's own estimates, exact over a fixed reference subset (docs/method.md).
+
+    The subset is encoded before the step, with the encoders that the estimates were made for; ranks share the work.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        config = trainer.config.diagnostics
+        corpus, world = trainer.corpus, trainer.world
+        self._every = config.every_steps
+        size = min(config.reference_samples, len(corpus)) // world.size * world.size
+        chosen = np.random.default_rng(trainer.config.seed).choice(len(corpus), size, replace=False)
+        self._batch = corpus.by_sample_index(chosen[world.rank :: world.size]).to(world.device)
+        self._index = collectives.all_gather(self._batch.sample_index)
+        self._features: Features | None = None
+
+    def before_step(self, trainer: Trainer) -> None:
+        step = trainer.progress.step + 1
+        self._features = None
+        if step % self._every == 0 or step == trainer.total_steps:
+            local = trainer.engine.encode(self._batch)
+            self._features = Features(*(collectives.all_gather(f) for f in local))
+
+    def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
+        estimate = output.output.log_normalizer
+        if self._features is None or estimate is None:
+            return
+        eps = trainer.engine.objective.config.eps
+        error = normalizer_error(
+            output.features, batch.sample_index, estimate, self._features, self._index, output.tau, eps
+        )
+        mse = collectives.all_reduce(error.mse.reshape(1), "mean")
+        variance = collectives.all_reduce(error.standard_error.square().reshape(1), "mean") / trainer.world.size
+        trainer.metrics.record("npn/log_normalizer_mse", mse)
+        trainer.metrics.record("npn/log_normalizer_mse_se", variance.sqrt())
+
+
+class Logging:
+    """Reduces the metrics every so many steps and hands them to the tracker."""
+
+    def __init__(self, every_steps: int) -> None:
+        self._every = every_steps
+        self._last_step: int | None = None
+        self._last_time = time.perf_counter()
+
+    def before_step(self, trainer: Trainer) -> None:
+        if self._last_step is None:
+            self._last_step = trainer.progress.step
+            self._last_time = time.perf_counter()
+
+    def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
+        for name, value in output.metrics.items():
+            trainer.metrics.record(name, value, "last" if name.startswith("train/lr") else "mean")
+        step = trainer.progress.step
+        if step % self._every and step != trainer.total_steps:
+            return
+        assert self._last_step is not None
+        if trainer.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        steps, seconds = step - self._last_step, now - self._last_time
+        self._last_step, self._last_time = step, now
+        metrics = trainer.metrics.flush()
+        metrics["train/samples_per_second"] = steps * trainer.config.train.global_batch_size / seconds
+        metrics["train/epoch"] = trainer.progress.samples_seen / len(trainer.corpus)
+        for seconds_name, share_name in (("data/wait_seconds", "data/wait_share"), ("npn/seconds", "npn/share")):
+            if seconds_name in metrics:
+                metrics[share_name] = metrics[seconds_name] * steps / seconds
+        trainer.tracker.log(metrics, step, trainer.progress.samples_seen)
+
+
+class Saving:
+    """A checkpoint every so many steps or minutes; the clock is rank 0's, so that all ranks save together."""
+
+    def __init__(self, every_steps: int | None, every_minutes: float | None) -> None:
+        self._every_steps = every_steps
+        self._every_seconds = 60 * every_minutes if every_minutes else math.inf
+        self._last = time.monotonic()
+
+    def before_step(self, trainer: Trainer) -> None:
+        pass
+
+    def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
+        due = self._every_steps is not None and trainer.progress.step % self._every_steps == 0
+        if not due and math.isfinite(self._every_seconds):
+            due = collectives.broadcast_object(time.monotonic() - self._last >= self._every_seconds)
+        if due or trainer.progress.step == trainer.total_steps:
+            trainer.save()
+            self._last = time.monotonic()

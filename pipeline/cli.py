@@ -1,0 +1,202 @@
+"""The command line `neuclip`: parse, resolve the recipe, call. What a command does is in the module that it imports.
+
+Imports are inside the commands: `neuclip --help` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import __version__
+from pipeline.errors import UserError
+
+OVERRIDES = """\b
+Settings are given as key=value with dotted keys, on top of the recipe:
+  train.steps=100 objectives.neuclip.rho=6.5 loader.workers=2"""
+
+
+class _Group(click.Group):
+    """Commands in the order of a run; a UserError becomes one clear message and exit status 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+        except OSError as error:
+            click.echo(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="neuclip")
+def main() -> None:
+    """Train and evaluate CLIP models: NeuCLIP and its rivals on DeepSpeed, from image URLs to a report.
+
+    \b
+    Start here:
+      neuclip demo --workdir demo      the whole chain on images that it draws itself, about ten minutes
+      neuclip run RECIPE --workdir DIR the same chain for a recipe
+    \b
+    Each stage is a command of its own, `data-prep` before these: train, export, evaluate, report.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+
+
+_workdir = click.option(
+    "--workdir", required=True, type=click.Path(path_type=Path), help="Run directory: everything is made in here."
+)
+_jobs = click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=lambda: max(1, (os.cpu_count() or 1)),
+    show_default="number of cores",
+    help="Elements of one stage (work items of ingest) that run at once.",
+)
+_overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+@main.command()
+@_workdir
+@click.option("--quick", is_flag=True, help="A tenth of the images and steps: shows that everything works, not scores.")
+@_jobs
+@_overrides
+def demo(workdir: Path, quick: bool, jobs: int, overrides: tuple[str, ...]) -> None:
+    """Run the whole pipeline on images that it draws and serves itself.
+
+    Draws scenes with captions, serves them from a web server on localhost that misbehaves like the web, ingests
+    them with img2dataset, trains a small CLIP with NeuCLIP's objective under DeepSpeed on two processes, exports,
+    evaluates on unseen combinations, and writes a report. Stopped at any point, the same command goes on; when
+    all is done, it says so.
+    """
+    from pipeline.launch.demo import QUICK
+
+    _run("demo", workdir, jobs, (*(QUICK if quick else ()), *overrides))
+
+
+@main.command(epilog=OVERRIDES)
+@click.argument("recipe")
+@_workdir
+@_jobs
+@_overrides
+def run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> None:
+    """Run every stage of RECIPE on this machine: ingest, train, export, evaluate, report.
+
+    RECIPE is a shipped name (see pipeline/recipes) or a YAML file. Stopped at any point, the same command goes on;
+    a changed recipe is refused with the difference.
+    """
+    _run(recipe, workdir, jobs, overrides)
+
+
+def _run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> None:
+    from pipeline.config.loader import load_recipe
+    from pipeline.launch import local
+    from pipeline.launch.outcome import print_outcome
+    from pipeline.launch.plan import freeze
+
+    paths = freeze(load_recipe(recipe, overrides), workdir)
+    if not local.run(paths, jobs):
+        click.echo(f"Nothing to do: every stage of {paths.root} is done.")
+    print_outcome(paths)
+
+
+@main.command(epilog=OVERRIDES)
+@click.argument("recipe")
+@click.option("--run-dir", required=True, type=click.Path(path_type=Path), help="Run directory; writes RUN/train.")
+@_overrides
+def train(recipe: str, run_dir: Path, overrides: tuple[str, ...]) -> None:
+    """Train RECIPE's model on a published corpus, or go on where it stopped.
+
+    \b
+    One process:     neuclip train demo --run-dir RUN loader.manifest=RUN/corpora/demo
+    Several ranks:   torchrun --standalone --nproc-per-node 2 -m pipeline train demo --run-dir RUN ...
+    \b
+    Ends with 0 when finished, and with 75 when it was asked to stop (SIGTERM, SIGUSR1, Ctrl-C, a file RUN/STOP)
+    and saved; the same command then goes on with the next sample.
+    """
+    from pipeline.config.loader import load_recipe
+    from pipeline.training import train
+
+    sys.exit(train(load_recipe(recipe, overrides), run_dir))
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+def export(checkpoint: Path, out: Path) -> None:
+    """Write the weights of CHECKPOINT to the folder OUT, as open_clip loads them.
+
+    CHECKPOINT is a run's train/checkpoints (the newest is taken) or one step-* folder in it.
+
+    \b
+    In Python afterwards:
+      open_clip.create_model_and_transforms("local-dir:OUT")
+    """
+    from pipeline.engine.export import export as write
+
+    provenance = write(checkpoint, out)
+    click.echo(f"{out}: {provenance['model']} after {provenance['samples_seen']:,} samples")
+
+
+@main.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--data", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Folder with tasks.yaml and a wds_<task>_test folder per task.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for <task>.json and aggregate.json.")
+@click.option("--tasks", default="all", show_default=True, help="Names separated by commas, or all.")
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(0), help="Processes that decode images.")
+@click.option("--force", is_flag=True, help="Repeat tasks whose result stands.")
+def evaluate(model: Path, data: Path, out: Path, tasks: str, batch_size: int, workers: int, force: bool) -> None:
+    """Evaluate an exported MODEL on tasks in DataComp's formats.
+
+    A result that stands (same weights, task, data and code) is kept. A task that fails does not stop the others;
+    the command then ends with 2 and names it.
+    """
+    from pipeline.evaluation.aggregate import aggregate
+    from pipeline.evaluation.suite import evaluate
+    from pipeline.launch.display import task_progress
+
+    chosen: Any = tasks if tasks == "all" else tasks.split(",")
+    with task_progress() as progress:
+        evaluate(
+            model, data, out, chosen, batch_size=batch_size, workers=workers, force=force, progress=progress
+        )
+    summary = aggregate(out, data, chosen)
+    for task, entry in summary["scores"].items():
+        click.echo(f"{task:32} {entry['main_metric']:24} {entry['score']:.4f}   chance {entry['chance']:.4f}")
+    click.echo(f"{'average of ' + str(summary['tasks']):57} {summary['average']:.4f}")
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report(run_dir: Path) -> None:
+    """Write RUN_DIR/report.html and summary.json from what the stages left there."""
+    from pipeline.report import build_report
+
+    click.echo(build_report(run_dir))
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def status(run_dir: Path) -> None:
+    """Say which stages of RUN_DIR are done, judged by what they left."""
+    from pipeline.launch.markers import is_done
+    from pipeline.launch.plan import open_plan
+    from pipeline.launch.stages import build_stages
+
+    paths = open_plan(run_dir)
+    for stage in build_stages(paths):
+        done = sum(is_done(paths, stage, element) for element in range(stage.elements))
+        click.echo(f"{stage.name:12} {done}/{stage.elements} done")

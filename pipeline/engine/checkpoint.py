@@ -1,0 +1,141 @@
+"""Checkpoints that prove themselves (contract 3).
+
+A tag is written under a temporary name, fsynced and renamed; then `COMPLETE`, with every file's size and sha256, is
+written into it; then `latest` is replaced. Only complete tags are ever resumed, and one that does not match its
+`COMPLETE` is passed over for the one before it, loudly.
+
+    checkpoints/step-00000300/   ZeRO files of DeepSpeed, objective.pt, rng-00000.pt ..., trainer.json, COMPLETE
+    checkpoints/latest           the newest complete tag's name
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import collectives
+from pipeline.engine.engine import TrainEngine
+from pipeline.errors import UserError
+from pipeline.files import atomic_open, fsync_folder, read_json, sha256_file, write_json
+
+log = logging.getLogger(__name__)
+COMPLETE = "COMPLETE"
+
+
+class Checkpointer:
+    """Saves and restores a TrainEngine with its objective, RNG and trainer state.
+
+    folder: the run's `checkpoints`. keep: complete tags to retain.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, engine: TrainEngine, trainer_state: dict[str, Any]) -> str:
+        """Write one complete tag; collective. trainer_state: JSON-able, the same on every rank. Returns the tag."""
+        rank = engine.world.rank
+        tag = f"step-{engine.step_number:08d}"
+        temporary = self.folder / f".{tag}.tmp"
+        if rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        collectives.barrier()
+        engine.save(self.folder, temporary.name)
+        torch.save(_rng_state(), temporary / f"rng-{rank:05d}.pt")
+        objective_state = engine.objective.state_dict()  # collective: it may gather slices
+        if rank == 0:
+            torch.save(objective_state, temporary / "objective.pt")
+            write_json(temporary / "trainer.json", {**trainer_state, "world_size": engine.world.size})
+        collectives.barrier()
+        if rank == 0:
+            self._publish(temporary, tag)
+        collectives.barrier()
+        return tag
+
+    def restore(self, engine: TrainEngine) -> dict[str, Any] | None:
+        """Load the newest tag that is complete and whole; collective. Returns its trainer state, None if there is none.
+
+        Raises UserError when it was saved by another number of ranks.
+        """
+        tag = collectives.broadcast_object(self._newest_whole() if engine.world.rank == 0 else None)
+        if tag is None:
+            return None
+        folder = self.folder / tag
+        state = read_json(folder / "trainer.json")
+        if state["world_size"] != engine.world.size:
+            raise UserError(
+                f"{folder} was saved by {state['world_size']} ranks and this run has {engine.world.size}: "
+                f"resume with {state['world_size']}"
+            )
+        engine.load(self.folder, tag)
+        engine.objective.load_state_dict(torch.load(folder / "objective.pt", map_location="cpu", weights_only=True))
+        _restore_rng(torch.load(folder / f"rng-{engine.world.rank:05d}.pt", weights_only=True))
+        engine.step_number = state["step"]
+        return state
+
+    def _publish(self, temporary: Path, tag: str) -> None:
+        final = self.folder / tag
+        files = {}
+        for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+            files[str(path.relative_to(temporary))] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        fsync_folder(temporary)
+        shutil.rmtree(final, ignore_errors=True)  # an incomplete tag of the same name
+        temporary.rename(final)
+        fsync_folder(self.folder)
+        write_json(final / COMPLETE, {"files": files})
+        with atomic_open(self.folder / "latest", "w") as stream:
+            stream.write(tag)
+        for old in complete_tags(self.folder)[: -self.keep]:
+            (self.folder / old / COMPLETE).unlink()  # no longer complete before it is no longer whole
+            shutil.rmtree(self.folder / old)
+
+    def _newest_whole(self) -> str | None:
+        for tag in reversed(complete_tags(self.folder)):
+            problem = find_damage(self.folder / tag)
+            if problem is None:
+                return tag
+            log.warning("CHECKPOINT DAMAGED: %s: %s. Falling back to the one before it.", self.folder / tag, problem)
+        return None
+
+
+def complete_tags(folder: Path) -> list[str]:
+    """Tags that carry COMPLETE, oldest first."""
+    return sorted(path.parent.name for path in folder.glob(f"step-*/{COMPLETE}"))
+
+
+def find_damage(tag_folder: Path) -> str | None:
+    """What contradicts the tag's COMPLETE, in words; None when it is whole."""
+    try:
+        files = read_json(tag_folder / COMPLETE)["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{COMPLETE} is unreadable ({error})"
+    for name, expected in files.items():
+        path = tag_folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
+        if sha256_file(path) != expected["sha256"]:
+            return f"{name} does not match its sha256"
+    return None
+
+
+def _rng_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_rng(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

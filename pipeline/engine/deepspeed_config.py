@@ -1,0 +1,76 @@
+"""One checked DeepSpeed config out of two sources, each with its own keys.
+
+A file of deepspeed_configs/ says how state is partitioned: stage, offload, buckets. The recipe says batch size,
+precision, clipping and learning rates. A key in the wrong place is an error, so neither can silently overrule the other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.schema import RunConfig
+from pipeline.errors import UserError
+from pipeline.files import read_json
+
+FOLDER = Path(__file__).parents[2] / "deepspeed_configs"
+OWNED_BY_RECIPE = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.global_batch_size and the number of ranks",
+    "gradient_accumulation_steps": "nothing: a contrastive loss couples the whole batch, so it cannot be "
+    "accumulated over micro-batches",
+    "gradient_clipping": "optimizer.clip_grad_norm",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "torch_autocast": "train.precision",
+}
+
+
+def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
+    """The dict for `deepspeed.initialize`.
+
+    Raises UserError for a missing or conflicting file, and when the ranks do not divide the global batch.
+    """
+    micro_batch_size = local_batch_size(config, world_size)
+    precision = config.train.precision
+    half = {"bf16": "bfloat16", "fp16": "float16"}.get(precision)
+    return {
+        **_user_file(config.train.deepspeed),
+        "train_batch_size": config.train.global_batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.clip_grad_norm,
+        # Parameters, tau above all, stay fp32: at 8 bits of mantissa tau could only move in steps of 1.5 %.
+        **({"torch_autocast": {"enabled": True, "dtype": half}} if half else {}),
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def local_batch_size(config: RunConfig, world_size: int) -> int:
+    """B = G / K. Raises UserError when it is not whole."""
+    size, rest = divmod(config.train.global_batch_size, world_size)
+    if rest or size == 0:
+        raise UserError(
+            f"train.global_batch_size={config.train.global_batch_size} cannot be split over {world_size} ranks: "
+            f"choose a multiple of {world_size}"
+        )
+    return size
+
+
+def _user_file(name: str) -> dict[str, Any]:
+    path = next((p for p in (Path(name), FOLDER / f"{name}.json") if p.is_file()), None)
+    if path is None:
+        shipped = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json")))
+        raise UserError(f"train.deepspeed: no DeepSpeed config {name!r}: give a file, or one of {shipped}")
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    for key in content:
+        if key in OWNED_BY_RECIPE:
+            raise UserError(f"{path}: {key!r} does not belong here; it is set by {OWNED_BY_RECIPE[key]}")
+    return content

@@ -1,0 +1,108 @@
+"""One training step: encode, objective, backward, optimizer. DeepSpeed owns the towers, the objective its own state."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import deepspeed
+import deepspeed.comm.torch as deepspeed_torch_backend
+import torch
+from torch import Tensor
+
+from pipeline.config.schema import RunConfig
+from pipeline.data.loader import Batch
+from pipeline.distributed import World
+from pipeline.engine.deepspeed_config import deepspeed_config
+from pipeline.engine.optimizer import TEMPERATURE, build_optimizer, learning_rate, temperature_learning_rate
+from pipeline.engine.train_module import TrainModule
+from pipeline.models.two_tower import build_two_tower
+from pipeline.objectives import Features, ObjectiveOutput, build_objective
+
+# DeepSpeed would compile a shared-memory all-reduce for CPU inference when it starts: a minute, and a compiler, for
+# an operation that training never calls.
+deepspeed_torch_backend.build_shm_op = lambda: None
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step leaves to look at, detached.
+
+    features: of the local batch, (B, D) each, before the update. tau: (1,). output: the objective's.
+    metrics: floats or 0-dim tensors, equal on every rank.
+    """
+
+    features: Features
+    tau: Tensor
+    output: ObjectiveOutput
+    metrics: dict[str, Tensor | float]
+
+
+class TrainEngine:
+    """The towers under DeepSpeed with an objective beside them.
+
+    dataset_size: N, samples per epoch. total_steps: where the learning rate's schedule ends.
+    """
+
+    def __init__(self, config: RunConfig, world: World, dataset_size: int, total_steps: int) -> None:
+        self.config = config
+        self.world = world
+        self.total_steps = total_steps
+        self.step_number = 0
+        torch.manual_seed(config.seed)  # the same fresh weights on every rank
+        towers = build_two_tower(config.model, init_logit_scale=-math.log(config.temperature.init))
+        self.module = TrainModule(towers, config.temperature)
+        self.embed_dim = int(towers.text_projection.shape[-1])
+        self.objective = build_objective(config.objective, config.objectives.get(config.objective, {}))
+        self.objective.prepare(world.device, self.embed_dim, dataset_size, config.seed)
+        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+            model=self.module,
+            optimizer=build_optimizer(self.module, config.optimizer, config.temperature),
+            config=deepspeed_config(config, world.size),
+        )
+
+    def step(self, batch: Batch) -> StepOutput:
+        """One update from the local batch; collective. batch: on this rank's device."""
+        encoded = self.deepspeed(batch.images, batch.tokens)
+        features = Features(encoded.image_features, encoded.text_features)
+        output = self.objective(features, batch.sample_index, encoded.tau)
+        tau = encoded.tau.detach()
+        rates = self._set_learning_rates(float(tau))
+        self.deepspeed.backward(output.loss)
+        self.deepspeed.step()
+        self.module.clamp_temperature()
+        self.step_number += 1
+        metrics = {
+            "train/loss": output.loss.detach(),
+            "train/tau": tau.squeeze(),
+            "train/grad_norm": self.deepspeed.get_global_grad_norm() or 0.0,
+            **rates,
+            **output.metrics,
+        }
+        return StepOutput(Features(*(f.detach() for f in features)), tau, output, metrics)
+
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> Features:
+        """Features of a batch with the current weights, without a graph; collective under ZeRO-3."""
+        self.module.eval()
+        encoded = self.deepspeed(batch.images, batch.tokens)
+        self.module.train()
+        return Features(encoded.image_features, encoded.text_features)
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write the ZeRO state under `folder/tag`; collective."""
+        self.deepspeed.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Read what `save` wrote, at the same number of ranks; collective."""
+        self.deepspeed.load_checkpoint(str(folder), tag=tag)
+
+    def _set_learning_rates(self, tau: float) -> dict[str, float]:
+        rate = learning_rate(self.step_number, self.total_steps, self.config.optimizer)
+        temperature_rate = temperature_learning_rate(tau, self.config.temperature)
+        for group in self.optimizer.param_groups:
+            group["lr"] = temperature_rate if group["name"] == TEMPERATURE else rate
+        return {"train/lr": rate, "train/lr_temperature": temperature_rate}

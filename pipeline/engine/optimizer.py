@@ -1,0 +1,55 @@
+"""AdamW's parameter groups and their learning rates over the steps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pipeline.config.schema import OptimizerConfig, TemperatureConfig
+
+TEMPERATURE = "temperature"
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig, temperature: TemperatureConfig) -> torch.optim.AdamW:
+    """Three groups: `decay` (matrices), `no_decay` (norms, biases, embeddings of one dimension) as open_clip does,
+    and `temperature` (logit_scale, its own learning rate, never decayed).
+    """
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], TEMPERATURE: []}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.endswith("logit_scale"):
+            groups[TEMPERATURE].append(parameter)
+        elif parameter.ndim < 2 or "bn" in name or "ln" in name or "bias" in name:
+            groups["no_decay"].append(parameter)
+        else:
+            groups["decay"].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "name": name,
+                "lr": temperature.lr if name == TEMPERATURE else config.lr,
+                "weight_decay": config.weight_decay if name == "decay" else 0.0,
+            }
+            for name, parameters in groups.items()
+            if parameters
+        ],
+        betas=config.betas,
+        eps=config.eps,
+    )
+
+
+def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
+    """Linear warm-up, then a cosine from `lr` to `lr_min`; `step` counts from 0."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    return config.lr_min + 0.5 * (config.lr - config.lr_min) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def temperature_learning_rate(tau: float, config: TemperatureConfig) -> float:
+    """Constant, and `drop_factor` times as much once tau is at or below `drop_below` (FastCLIP)."""
+    return config.lr * (config.drop_factor if tau <= config.drop_below else 1.0)

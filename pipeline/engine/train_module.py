@@ -1,0 +1,52 @@
+"""What DeepSpeed wraps: the towers and the temperature, nothing of the objective."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config.schema import TemperatureConfig
+from pipeline.models.two_tower import PREPROCESS
+
+
+class Encoded(NamedTuple):
+    """image_features, text_features: (B, D) fp32, L2-normalised. tau: (1,) fp32."""
+
+    image_features: Tensor
+    text_features: Tensor
+    tau: Tensor
+
+
+class TrainModule(nn.Module):
+    """Pixels and tokens to normalised fp32 features and tau = exp(-logit_scale)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, towers: nn.Module, temperature: TemperatureConfig) -> None:
+        super().__init__()
+        self.towers = towers
+        self.temperature = temperature
+        self.register_buffer("mean", 255 * torch.tensor(PREPROCESS["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(PREPROCESS["std"]).view(3, 1, 1), persistent=False)
+        towers.logit_scale.requires_grad_(temperature.learnable)
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Encoded:
+        """images: (B, 3, H, W) uint8. tokens: (B, context) int64."""
+        pixels = (images - self.mean) / self.std
+        output = self.towers(pixels, tokens)
+        return Encoded(
+            F.normalize(output["image_features"].float(), dim=-1),
+            F.normalize(output["text_features"].float(), dim=-1),
+            torch.exp(-self.towers.logit_scale.float()),
+        )
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Bring tau back into [minimum, maximum] after an optimizer step."""
+        bounds = self.temperature
+        self.towers.logit_scale.clamp_(-math.log(bounds.maximum), -math.log(bounds.minimum))

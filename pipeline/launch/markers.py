@@ -1,0 +1,81 @@
+"""Done is a file, judged by its content (contract 6).
+
+An element's marker carries the fingerprint of what it was made from and the digests of the files that prove it. It
+counts only while both still hold: when an input changes, or a proof is gone or altered, the element is not done.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.files import fingerprint, read_json, sha256_file, write_json
+from pipeline.launch.paths import RunPaths
+from pipeline.launch.stages import Stage
+
+
+def is_done(paths: RunPaths, stage: Stage, element: int) -> bool:
+    """Whether the element's marker stands: same inputs, and every proof unchanged."""
+    marker = read_marker(paths, stage, element)
+    return (
+        marker is not None
+        and marker["fingerprint"] == input_fingerprint(paths, stage, element)
+        and marker["outputs"] == _digests(paths, stage.proofs(paths, element))
+    )
+
+
+def mark_done(paths: RunPaths, stage: Stage, element: int, started_at: float, command: list[str]) -> None:
+    """Write the marker of an element whose command has succeeded.
+
+    started_at: unix seconds. Raises UserError when a proof is missing: a success without output is a failure.
+    """
+    outputs = _digests(paths, stage.proofs(paths, element))
+    missing = [name for name, digest in outputs.items() if digest is None]
+    if missing:
+        raise UserError(
+            f"stage {stage.name}, element {element} ended well but left no {', '.join(missing)}: "
+            f"see {paths.log(stage.name, element)}"
+        )
+    write_json(
+        paths.marker(stage.name, element),
+        {
+            "stage": stage.name,
+            "element": element,
+            "status": "done",
+            "fingerprint": input_fingerprint(paths, stage, element),
+            "started_at": started_at,
+            "seconds": time.time() - started_at,
+            "command": command,
+            "outputs": outputs,
+        },
+    )
+
+
+def read_marker(paths: RunPaths, stage: Stage, element: int) -> dict[str, Any] | None:
+    """The marker, or None if there is none that can be read."""
+    try:
+        marker = read_json(paths.marker(stage.name, element))
+        return marker if {"fingerprint", "outputs", "seconds"} <= marker.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def input_fingerprint(paths: RunPaths, stage: Stage, element: int) -> str:
+    """Of the plan and of everything that the needed stages left. The directory's own path is no part of it."""
+    inputs = {
+        path.relative_to(paths.root).as_posix(): read_json(path).get("outputs")
+        for need in stage.needs
+        for path in sorted((paths.root / "stages").glob(f"{need}.*.json"))
+    }
+    return fingerprint({"plan": read_json(paths.plan)["fingerprint"], "element": element, "inputs": inputs})
+
+
+def _digests(paths: RunPaths, proofs: list[Path]) -> dict[str, str | None]:
+    return {
+        str(path.relative_to(paths.root) if path.is_relative_to(paths.root) else path): (
+            sha256_file(path) if path.is_file() else None
+        )
+        for path in proofs
+    }

@@ -1,0 +1,193 @@
+"""The training loop. It knows verbs (step, save, log), not losses."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.callbacks import Callback, Health, Logging, NormalizerError, Saving
+from pipeline.config.diff import differences
+from pipeline.config.schema import RunConfig
+from pipeline.data.consumed import ConsumedDigest
+from pipeline.data.loader import Batch, Corpus, StepPositions, build_loader
+from pipeline.distributed import World
+from pipeline.engine.checkpoint import Checkpointer
+from pipeline.engine.deepspeed_config import local_batch_size
+from pipeline.engine.engine import TrainEngine
+from pipeline.errors import UserError
+from pipeline.models.two_tower import build_tokenizer, image_size, open_clip_config
+from pipeline.preemption import StopRequest
+from pipeline.tracking.base import Tracker
+from pipeline.tracking.jsonl import read_points
+from pipeline.tracking.metrics import MetricBuffer
+
+log = logging.getLogger(__name__)
+METRICS = "metrics.jsonl"
+
+
+@dataclass
+class Progress:
+    """How far the run is. order_digest: evidence of which samples, in which order (pipeline.data.consumed)."""
+
+    step: int = 0
+    samples_seen: int = 0
+    order_digest: str = ""
+
+
+class Trainer:
+    """One training run in `folder` (RUN/train), new or continued from its newest whole checkpoint; collective."""
+
+    def __init__(self, config: RunConfig, folder: Path, world: World) -> None:
+        model_config = open_clip_config(config.model)
+        tokenizer = build_tokenizer(model_config)
+        self.config, self.folder, self.world = config, folder, world
+        self.corpus = Corpus(config.loader, config.seed, image_size(model_config), tokenizer)
+        local_batch_size(config, world.size)
+        self.total_steps = total_steps(config, len(self.corpus))
+        self.engine = TrainEngine(config, world, len(self.corpus), self.total_steps)
+        self.checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint.keep)
+        self.progress = self._restore()
+        self.consumed = ConsumedDigest(self.progress.order_digest)
+        self.metrics = MetricBuffer()
+        self.tracker: Tracker
+
+    def fit(self, tracker: Tracker) -> Literal["finished", "preempted"]:
+        """Train to the end, or until asked to stop; either way what was learned is saved."""
+        self.tracker = tracker
+        callbacks = self._callbacks()
+        stop = StopRequest(self.folder.parent, self.world)
+        for batch in self._timed(self._batches()):
+            for callback in callbacks:
+                callback.before_step(self)
+            output = self.engine.step(batch)
+            self.progress.step += 1
+            self.progress.samples_seen += self.config.train.global_batch_size
+            self.consumed.add(batch.sample_index)
+            for callback in callbacks:
+                callback.after_step(self, batch, output)
+            if self.progress.step < self.total_steps and stop.agreed():
+                log.warning("stopping at step %d: %s", self.progress.step, stop.reason)
+                self.save()
+                return "preempted"
+        return "finished"
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment; collective."""
+        self.progress.order_digest = self.consumed.sync()
+        state = {
+            **asdict(self.progress),
+            "manifest_fingerprint": self.corpus.fingerprint,
+            "config": self.config.model_dump(mode="json"),
+        }
+        started = time.perf_counter()
+        self.checkpointer.save(self.engine, state)
+        self.metrics.record("checkpoint/seconds", time.perf_counter() - started, "sum")
+
+    def _batches(self) -> Iterable[Batch]:
+        positions = StepPositions(
+            self.config.train.global_batch_size, self.world.rank, self.world.size, self.progress.step, self.total_steps
+        )
+        return build_loader(self.corpus, positions, self.config.loader, self.world.device.type == "cuda")
+
+    def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches on this rank's device; the time that the loop waits for each is a metric."""
+        iterator = iter(batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            batch = batch.to(self.world.device)
+            self.metrics.record("data/wait_seconds", time.perf_counter() - started)
+            yield batch
+
+    def _callbacks(self) -> list[Callback]:
+        config = self.config
+        return [
+            Health(config.loader.max_failure_rate),
+            NormalizerError(self),
+            Logging(config.train.log_every_steps),
+            Saving(config.checkpoint.every_steps, config.checkpoint.every_minutes),
+        ]
+
+    def _restore(self) -> Progress:
+        state = self.checkpointer.restore(self.engine)
+        if state is None:
+            return Progress()
+        refuse_other_run(state, self.config, self.corpus.fingerprint, self.folder)
+        return Progress(state["step"], state["samples_seen"], state["order_digest"])
+
+
+def total_steps(config: RunConfig, samples_per_epoch: int) -> int:
+    """Optimizer steps of the whole run. Raises UserError when not one batch fits."""
+    train = config.train
+    if train.steps is not None:
+        return train.steps
+    samples = train.samples if train.samples is not None else train.epochs * samples_per_epoch  # type: ignore[operator]
+    steps = math.floor(samples / train.global_batch_size)
+    if steps == 0:
+        raise UserError(
+            f"train: {samples:.0f} samples are less than one global batch of {train.global_batch_size}: train for longer"
+        )
+    return steps
+
+
+def refuse_other_run(state: dict[str, Any], config: RunConfig, manifest_fingerprint: str, folder: Path) -> None:
+    """Raise UserError, with what differs, unless the checkpoint was made by this recipe on this corpus."""
+    saved, wanted = _what_decides(state["config"]), _what_decides(config.model_dump(mode="json"))
+    lines = differences(saved, wanted)
+    if state["manifest_fingerprint"] != manifest_fingerprint:
+        lines.append(f"corpus manifest: {state['manifest_fingerprint'][:12]} -> {manifest_fingerprint[:12]}")
+    if lines:
+        raise UserError(
+            f"{folder} holds another training run; what differs:\n  " + "\n  ".join(lines) + "\n"
+            "Continue it with the recipe it was started with, or give another --run-dir."
+        )
+
+
+def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings on which the weights depend."""
+    objective = config["objective"]
+    return {
+        **{key: config[key] for key in ("seed", "model", "objective", "temperature", "optimizer")},
+        "objectives": {objective: config["objectives"].get(objective, {})},
+        "train": {key: config["train"][key] for key in ("global_batch_size", "samples", "epochs", "steps", "precision")},
+        "loader": {key: config["loader"][key] for key in ("lanes", "shuffle_window", "crop_scale")},
+    }
+
+
+def summarise(trainer: Trainer) -> dict[str, Any]:
+    """What RUN/train/summary.json says, from the metrics that this run logged in all of its lives."""
+    series: dict[str, list[float]] = {}
+    for point in read_points(trainer.folder / METRICS):
+        for name, value in point.metrics.items():
+            series.setdefault(name, []).append(value)
+
+    def last(name: str) -> float | None:
+        return series[name][-1] if name in series else None
+
+    def median(name: str) -> float | None:
+        return statistics.median(series[name]) if name in series else None
+
+    return {
+        "steps": trainer.progress.step,
+        "samples_seen": trainer.progress.samples_seen,
+        "epochs": trainer.progress.samples_seen / len(trainer.corpus),
+        "final_loss": last("train/loss"),
+        "tau": last("train/tau"),
+        "log_normalizer_mse": last("npn/log_normalizer_mse"),
+        "log_normalizer_mse_se": last("npn/log_normalizer_mse_se"),
+        "samples_per_second": median("train/samples_per_second"),
+        "npn_share": median("npn/share"),
+        "data_wait_share": median("data/wait_share"),
+        "order_digest": trainer.progress.order_digest,
+        "manifest_fingerprint": trainer.corpus.fingerprint,
+        "objective": trainer.config.objective,
+        "world_size": trainer.world.size,
+    }

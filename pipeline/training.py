@@ -1,0 +1,77 @@
+"""The command `neuclip train`: one rank's life, from the environment to the exit status."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+
+import yaml
+
+from pipeline import distributed
+from pipeline.config.schema import RunConfig
+from pipeline.distributed import World
+from pipeline.files import atomic_open, write_json
+from pipeline.locks import exclusive
+from pipeline.preemption import EXIT_PREEMPTED
+from pipeline.tracking import training_tracker
+from pipeline.tracking.base import NullTracker, Status, Tracker
+from pipeline.trainer import METRICS, Trainer, summarise
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, run_dir: Path) -> int:
+    """Train RUN/train to its end, new or continued; every rank calls this. Returns the exit status.
+
+    0: finished, RUN/train/summary.json says how. 75: stopped on request, the same command goes on.
+    Raises UserError when the run cannot start, or stops because it is not healthy.
+    """
+    world = distributed.init()
+    folder = run_dir / "train"
+    lock = exclusive(folder / ".lock", str(folder)) if world.rank == 0 else nullcontext()
+    try:
+        with lock:
+            trainer = Trainer(config, folder, world)
+            _announce(trainer)
+            return _fit(trainer, world, run_dir)
+    finally:
+        distributed.shutdown()
+
+
+def _fit(trainer: Trainer, world: World, run_dir: Path) -> int:
+    tracker: Tracker = NullTracker()
+    if world.rank == 0:
+        tracker = training_tracker(
+            trainer.config, run_dir, trainer.folder / METRICS, trainer.progress.step, trainer.total_steps
+        )
+    status: Status = "failed"
+    try:
+        status = trainer.fit(tracker)
+    finally:
+        tracker.close(status)
+    if status == "preempted":
+        return EXIT_PREEMPTED
+    if world.rank == 0:
+        write_json(trainer.folder / "summary.json", summarise(trainer))
+    return 0
+
+
+def _announce(trainer: Trainer) -> None:
+    if trainer.world.rank != 0:
+        return
+    with atomic_open(trainer.folder / "recipe.yaml", "w") as stream:
+        yaml.safe_dump(trainer.config.model_dump(mode="json"), stream, sort_keys=False)
+    parameters = sum(p.numel() for p in trainer.engine.module.parameters())
+    log.info(
+        "%s with %s: %.1f M parameters, %d samples, %d steps of %d on %d x %s%s",
+        trainer.config.model.name,
+        trainer.config.objective,
+        parameters / 1e6,
+        len(trainer.corpus),
+        trainer.total_steps,
+        trainer.config.train.global_batch_size,
+        trainer.world.size,
+        trainer.world.device.type,
+        f", continuing at step {trainer.progress.step}" if trainer.progress.step else "",
+    )
