@@ -13,11 +13,13 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.tracking.base import Status
+from pipeline.tracking.turns import taking_turns
 
 _STATUS: dict[Status, str] = {"finished": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
 _SQLITE = "sqlite:///"
@@ -57,9 +59,10 @@ class MlflowRuns:
         _quiet_and_quick()
         from mlflow import MlflowClient
 
-        if uri.startswith(_SQLITE):
-            Path(uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        database = _sqlite_file(uri)
+        # Two processes that make the tables of one SQLite file at once fail on each other.
+        with taking_turns(database.with_suffix(".lock")) if database else nullcontext():
+            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._uri = uri
         self._experiment = experiment
 
@@ -121,7 +124,9 @@ class MlflowRuns:
         found = self._client.get_experiment_by_name(self._experiment)
         if found is None:
             try:
-                return self._client.create_experiment(self._experiment, _artifact_location(self._uri))
+                database = _sqlite_file(self._uri)
+                location = database.with_name("mlartifacts").as_uri() if database else None
+                return self._client.create_experiment(self._experiment, location)
             except MlflowException:
                 found = self._client.get_experiment_by_name(self._experiment)  # another process was faster
                 if found is None:
@@ -157,11 +162,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _artifact_location(uri: str) -> str | None:
-    """Beside an SQLite file; None leaves it to the server."""
-    if not uri.startswith(_SQLITE):
-        return None
-    return Path(uri.removeprefix(_SQLITE)).resolve().with_name("mlartifacts").as_uri()
+def _sqlite_file(uri: str) -> Path | None:
+    """The database file of an SQLite uri; None for a server."""
+    return Path(uri.removeprefix(_SQLITE)).resolve() if uri.startswith(_SQLITE) else None
 
 
 def _quiet_and_quick() -> None:

@@ -22,7 +22,7 @@ FILE = "mlflow.json"
 
 
 class RunTree:
-    """Opens and closes runs; whatever the server does, nothing is raised, and the caller goes on (contract 7).
+    """Opens and closes runs; whatever the server does, nothing is raised and the caller goes on (contract 7).
 
     run_dir: RUN. config: resolved recipe; `tracking` in it says where to, and whether at all.
     """

@@ -1,9 +1,7 @@
-"""From the spool (metrics.jsonl) to MLflow: a process of its own, exactly once, whatever the server does.
+"""From the spool (metrics.jsonl) to MLflow: exactly once, whatever the server does, by a process of its own.
 
 A process, not a thread: importing mlflow and talking to it is Python code, which would take the interpreter's
-lock from the training loop, for seconds at the start. It reads the spool as it grows. Its standard input is a
-pipe from the trainer: the word on it is the status to close the run with; its end without a word means that
-the trainer was killed.
+lock from the training loop, for seconds at the start.
 
 What the run has is asked of the server (the last step of each metric) at the start and after every failure,
 and not kept in a file: so the answer is right even if the server took a batch and its reply was lost. A point
@@ -12,28 +10,16 @@ is a metric's name and its samples_seen; steps that a resumed run passes again a
 
 from __future__ import annotations
 
-import fcntl
-import logging
-import math
-import os
-import select
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import get_args
 
 from pipeline.tracking.base import Status
 from pipeline.tracking.jsonl import iterate_points
 from pipeline.tracking.mlflow import METRICS_PER_BATCH, MetricPoint, MlflowRuns, valid_name
-
-_POLL_SECONDS = 1.0
-_RETRY_SECONDS = 30.0  # longest wait between two attempts at a server that is away
-
-_log = logging.getLogger("pipeline.tracking")
+from pipeline.tracking.turns import taking_turns
 
 
 class MlflowTracker:
@@ -46,11 +32,13 @@ class MlflowTracker:
     """
 
     def __init__(
-        self, spool: Path, uri: str, experiment: str, run_id: str, close_seconds: float = 30
+        self, spool: Path, uri: str, experiment: str, run_id: str, close_seconds: float = 60
     ) -> None:
         arguments = [str(spool), uri, experiment, run_id, str(close_seconds)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "pipeline.tracking.shipper", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
         )
         self._close_seconds = close_seconds
 
@@ -119,65 +107,10 @@ def replay(spool: Path, uri: str, experiment: str, run_id: str) -> int:
 
     Waits for a shipper of the same spool to end. Raises mlflow's MlflowException if the server is away.
     """
-    with _sole_shipper(spool):
+    with sole_shipper(spool):
         return Shipment(spool, MlflowRuns(uri, experiment), run_id).advance()
 
 
-@contextmanager
-def _sole_shipper(spool: Path) -> Iterator[None]:
-    """Two shippers of one spool (one whose trainer was just killed, and its successor) take turns."""
-    with open(spool.with_suffix(".lock"), "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _ship(spool: Path, uri: str, experiment: str, run_id: str, close_seconds: float) -> bool:
-    """Ship until the trainer ends, then close the run; returns whether everything arrived in time."""
-    shipment: Shipment | None = None
-    status: Status | None = None
-    deadline = math.inf
-    wait = _POLL_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            if shipment is None:
-                runs = MlflowRuns(uri, experiment)
-                runs.resume(run_id)
-                shipment = Shipment(spool, runs, run_id)
-            shipment.advance()
-            if status is not None:
-                runs.close(run_id, status)
-                return True
-            if wait > _POLL_SECONDS:
-                _log.warning("MLflow at %s is back", uri)
-            wait = _POLL_SECONDS
-        except Exception as error:
-            if wait == _POLL_SECONDS:
-                _log.warning("MLflow at %s takes no metrics; they wait in %s: %s", uri, spool, error)
-            wait = min(2 * wait, _RETRY_SECONDS)
-        if status is not None:
-            time.sleep(_POLL_SECONDS)
-        elif (status := _last_word(wait)) is not None:
-            deadline = time.monotonic() + close_seconds
-    return False
-
-
-def _last_word(seconds: float) -> Status | None:
-    """The trainer's last word, waited for so long: None while it goes on, "failed" if it was killed."""
-    if not select.select([sys.stdin], [], [], seconds)[0]:
-        return None
-    word = os.read(sys.stdin.fileno(), 64).decode()
-    return next((status for status in get_args(Status) if status == word), "failed")
-
-
-def _main(spool: str, uri: str, experiment: str, run_id: str, close_seconds: str) -> int:
-    logging.basicConfig(format="%(message)s")
-    # Signals go to whole process groups, but the shipper ends after its trainer. It yields the CPU to it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    os.nice(10)
-    with _sole_shipper(Path(spool)):
-        return 0 if _ship(Path(spool), uri, experiment, run_id, float(close_seconds)) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(_main(*sys.argv[1:]))
+def sole_shipper(spool: Path) -> AbstractContextManager[None]:
+    """One shipper at a time: that of a trainer that was just killed may still be at work."""
+    return taking_turns(spool.with_suffix(".lock"))

@@ -1,4 +1,4 @@
-"""The terminal line: shows what people watch, plain text off a terminal, and judges the time left by this process."""
+"""The terminal line: what people watch, plain text off a terminal, time left by this process's own rate."""
 
 import io
 import time

@@ -1,5 +1,5 @@
-"""metrics.jsonl: what goes in comes out (non-finite too), resuming drops exactly the later steps, and no kill or
-full disk leaves a file that cannot be read or appended to."""
+"""metrics.jsonl: what goes in comes out (non-finite too), resuming drops exactly the later steps, and no kill
+or full disk leaves a file that cannot be read or appended to."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import pytest
 from pipeline.tracking.jsonl import JsonlTracker, iterate_points, read_points
 
 
-@pytest.fixture()
+@pytest.fixture
 def spool(tmp_path):
     path = tmp_path / "train" / "metrics.jsonl"
     tracker = JsonlTracker(path)
