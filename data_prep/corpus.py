@@ -27,9 +27,9 @@ class Columns(Section):
 class Images(Section):
     """What is kept of an image. Part of the plan: images of one corpus are all treated alike."""
 
-    image_size: int = Field(512, ge=1)  # longest side, pixels; larger images are scaled down
-    min_image_size: int = Field(0, ge=0)  # shortest side, pixels; smaller images are refused
-    jpeg_quality: int = Field(95, ge=1, le=100)  # of images that have to be encoded again
+    image_size: int = Field(default=512, ge=1)  # longest side, pixels; larger images are scaled down
+    min_image_size: int = Field(default=0, ge=0)  # shortest side, pixels; smaller images are refused
+    jpeg_quality: int = Field(default=95, ge=1, le=100)  # of images that have to be encoded again
     opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")  # X-Robots-Tag
     user_agent_token: str | None = None  # the name under which servers may address us in X-Robots-Tag
 
@@ -37,10 +37,10 @@ class Images(Section):
 class Fetch(Section):
     """How hard to try for each URL. May differ from one download to the next."""
 
-    timeout_seconds: float = Field(10, gt=0)
-    retries: int = Field(2, ge=0)
-    threads: int = Field(64, ge=1)  # per process
-    processes: int = Field(1, ge=1)
+    timeout_seconds: float = Field(default=10, gt=0)
+    retries: int = Field(default=2, ge=0)
+    threads: int = Field(default=64, ge=1)  # per process
+    processes: int = Field(default=1, ge=1)
 
 
 class CorpusDefinition(Section):
@@ -54,9 +54,7 @@ class CorpusDefinition(Section):
     columns: Columns = Columns()
     images: Images = Images()
     fetch: Fetch = Fetch()
-    published_yield: float | None = Field(
-        None, gt=0, le=1
-    )  # share of rows that others got
+    published_yield: float | None = Field(default=None, gt=0, le=1)  # share of rows that others got
 
 
 @dataclass(frozen=True)

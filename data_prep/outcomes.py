@@ -41,7 +41,7 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"|remote end closed connection|broken pipe|connection aborted|cannot assign requested address"
             r"|software caused connection abort",
         ),
-        ("bad_response", r"bad status|got more than|line is too long|invalid literal for int|badstatusline"),
+        ("bad_response", r"got more than \d+|invalid literal for int"),
         ("not_an_image", r"image decoding error|cannot identify image file"),
     )
 )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-QUIET_SECONDS = 30.0
+QUIET_SECONDS = 10.0
 
 Report = Callable[[int, int], None]  # (done, total)
 

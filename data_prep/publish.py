@@ -100,8 +100,7 @@ def _check_accounting(corpus: Corpus, plan: Plan, record: Verified) -> None:
         raise UserError(
             f"{path} does not account for work item {record.item}: {len(uids):,} rows, {len(set(uids)):,} of "
             f"them distinct, {counts.get(OK, 0):,} ok; planned were {planned:,} rows and the shards hold "
-            f"{samples:,} samples. "
-            + again
+            f"{samples:,} samples. " + again
         )
 
 

@@ -1,8 +1,8 @@
 """The ingest commands on a web that misbehaves: rows to a manifest, through the real img2dataset.
 
-Proves that every row is accounted for by its true cause; that images that need no change keep their bytes; that a
-second run does nothing; that a run which was killed at any moment ends with the same manifest as an undisturbed
-one; and that damage, a second process, a changed plan and a dead server are noticed.
+Proves that every row is accounted for by its true cause; that images that need no change keep their bytes;
+that a second run does nothing; that a run which was killed at any moment ends with the same manifest as an
+undisturbed one; and that damage, a second process, a changed plan and a dead server are noticed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -156,11 +157,11 @@ def define(root: Path, url: str, paths: list[str], **fetch: object) -> None:
         "source": "drawn by a test",
         "columns": {"url": "URL", "caption": "TEXT"},
         "images": {"image_size": IMAGE_SIZE},
-        "fetch": {"timeout_seconds": 3, "retries": 1, "threads": 8, **fetch},
+        "fetch": {"timeout_seconds": 5, "retries": 1, "threads": 8, **fetch},
     }
     (folder / "corpus.yaml").write_text(yaml.safe_dump(definition))
     rows = [{"URL": url + path, "TEXT": f"the picture  at {path}\n"} for path in paths]
-    rows += [rows[0], rows[5], {"URL": None, "TEXT": "x"}, {"URL": url + "/1.jpg", "TEXT": " "}]
+    rows += [rows[0], rows[-1], {"URL": None, "TEXT": "x"}, {"URL": url + "/1.jpg", "TEXT": " "}]
     rows += [{"URL": "ftp://example.org/1.jpg", "TEXT": "x"}]
     pq.write_table(pa.Table.from_pylist(rows), folder / "metadata" / "rows.parquet")
 
@@ -206,8 +207,6 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 def samples(corpus: Path) -> Iterator[tuple[dict, bytes, str]]:
     """Metadata, image and caption of every published sample, by way of the index, and the tar's own JSON."""
-    import tarfile
-
     manifest = read_manifest(corpus)
     for shard in range(len(manifest.paths)):
         path = manifest.shard_path(shard)
@@ -229,7 +228,11 @@ def path_of(url: str) -> str:
 
 def test_every_row_is_accounted_for_by_its_cause(finished: Path, web: Web) -> None:
     corpus = finished / "web"
-    rows = [row for item in range(TASKS) for row in pq.read_table(corpus / f"outcomes/{item:05d}.parquet").to_pylist()]
+    rows = [
+        row
+        for item in range(TASKS)
+        for row in pq.read_table(corpus / f"outcomes/{item:05d}.parquet").to_pylist()
+    ]
     expected = {path: TROUBLE.get(path, "ok") for path in planned_paths(web)}
     assert len(rows) == len(expected)
     assert {path_of(row["url"]): row["outcome"] for row in rows} == expected
@@ -296,8 +299,8 @@ def test_killed_runs_end_with_the_same_manifest(finished: Path, web: Web, tmp_pa
     root = tmp_path / "root"
     define(root, web.url, planned_paths(web))
     succeed(root, *PLAN)
-    # In the middle of the first shard, kill the process alone: its workers must follow. Then, a few shards on,
-    # the whole group.
+    # In the middle of the first shard, kill the process alone: its workers must follow. Then, a few shards
+    # on, the whole group.
     for answered, whole_group in ((5, False), (40, True)):
         web.requests.clear()
         web.hold_after = answered
@@ -338,7 +341,9 @@ def assert_same_corpus(root: Path, reference: Path) -> None:
     for shard in range(len(ours.paths)):
         assert sha256_file(ours.shard_path(shard)) == sha256_file(theirs.shard_path(shard))
     assert not list(root.rglob("*.tmp"))
-    assert {p.name for p in (root / "web/shards").iterdir()} == {p.name for p in (reference / "web/shards").iterdir()}
+    assert {p.name for p in (root / "web/shards").iterdir()} == {
+        p.name for p in (reference / "web/shards").iterdir()
+    }
 
 
 def test_a_changed_download_is_quarantined_and_fetched_again(copy: Path, finished: Path, web: Web) -> None:
