@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.tracking.metrics import MetricBuffer
@@ -13,6 +13,7 @@ from pipeline.tracking.metrics import MetricBuffer
 NUMPY = {"mean": np.mean, "max": np.max, "sum": np.sum, "last": lambda values: values[-1]}
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20),
     st.sampled_from(sorted(NUMPY)),

@@ -134,17 +134,6 @@ def test_a_deleted_experiment_is_explained(runs, database):
         gone.open("y")
 
 
-def test_shipped_while_training_goes_on_and_closed(database, run, spool):
-    log(spool, 0, range(1, 4))
-    tracker = MlflowTracker(spool, f"sqlite:///{database}", EXPERIMENT, run, close_seconds=PATIENCE)
-    eventually(lambda: history(database, run) == all_points(range(1, 4)), "points arrive before the end")
-    log(spool, 3, range(4, 6))
-    tracker.log({}, 5, 5)
-    tracker.close("finished")
-    assert history(database, run) == all_points(range(1, 6))
-    assert status(database, run) == "FINISHED"
-
-
 def test_a_killed_trainer_ends_as_failed_and_its_successor_continues_the_run(database, run, spool):
     log(spool, 0, range(1, 9))
     trainer = (
@@ -161,8 +150,12 @@ def test_a_killed_trainer_ends_as_failed_and_its_successor_continues_the_run(dat
 
     log(spool, 6, range(7, 11))  # from the checkpoint of step 6: steps 7 and 8 are passed again
     tracker = MlflowTracker(spool, f"sqlite:///{database}", EXPERIMENT, run, close_seconds=PATIENCE)
+    eventually(lambda: len(history(database, run)) == 20, "points arrive while training goes on")
+    assert status(database, run) == "RUNNING"
+    log(spool, 10, range(11, 14))
+    tracker.log({}, 13, 13)
     tracker.close("finished")
-    assert history(database, run) == all_points(range(1, 11))
+    assert history(database, run) == all_points(range(1, 14))
     assert status(database, run) == "FINISHED"
 
 

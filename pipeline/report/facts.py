@@ -1,0 +1,109 @@
+"""What the stages of a run have left behind, as far as it is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.tracking.jsonl import Point, read_points
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """One stage of the plan and the markers of its elements that are done.
+
+    seconds: of all its elements, added up. started_at: unix seconds of the first, None before it ran.
+    """
+
+    name: str
+    elements: int
+    markers: list[Json]
+
+    @property
+    def status(self) -> Literal["done", "incomplete", "not run"]:
+        if len(self.markers) == self.elements:
+            return "done"
+        return "incomplete" if self.markers else "not run"
+
+    @property
+    def seconds(self) -> float | None:
+        return sum(marker["seconds"] for marker in self.markers) if self.markers else None
+
+    @property
+    def started_at(self) -> float | None:
+        return min((marker["started_at"] for marker in self.markers), default=None)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run directory, read. What a stage that has not run would have left is None or empty.
+
+    plan, manifest, train, aggregate, export, mlflow: the JSON files of docs/architecture.md.
+    points: of train/metrics.jsonl. results: of results/<task>.json, by task name.
+    failures: why a task has no result, by task name.
+    """
+
+    run_dir: Path
+    plan: Json
+    stages: list[StageFacts]
+    corpus: Path
+    manifest: Json | None
+    train: Json | None
+    points: list[Point]
+    results: list[Json] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    aggregate: Json | None = None
+    export: Json | None = None
+    mlflow: Json | None = None
+
+    @property
+    def config(self) -> Json:
+        """The resolved recipe."""
+        return self.plan["config"]
+
+
+def read_facts(run_dir: Path) -> RunFacts:
+    """Read a run directory. Raises UserError if it has no plan."""
+    plan = _read(run_dir / "plan.json")
+    if plan is None or not {"recipe", "config", "stages"} <= plan.keys():
+        raise UserError(
+            f"{run_dir} is no run directory: it has no readable plan.json. Give the folder of a run."
+        )
+    corpus = run_dir / "corpora" / Path(plan["config"]["corpus"]["name"]).stem
+    results = run_dir / "results"
+    tasks = [_read(path) for path in sorted(results.glob("*.json")) if path.name != "aggregate.json"]
+    failed = [task for task in tasks if task and "error" in task]
+    return RunFacts(
+        run_dir=run_dir,
+        plan=plan,
+        stages=[_stage(run_dir, stage) for stage in plan["stages"]],
+        corpus=corpus,
+        manifest=_read(corpus / "manifest.json"),
+        train=_read(run_dir / "train" / "summary.json"),
+        points=read_points(run_dir / "train" / "metrics.jsonl"),
+        results=[task for task in tasks if task and "score" in task],
+        failures={task["task"]: task["error"] for task in failed},
+        aggregate=_read(results / "aggregate.json"),
+        export=_read(run_dir / "model" / "export.json"),
+        mlflow=_read(run_dir / "mlflow.json"),
+    )
+
+
+def _stage(run_dir: Path, stage: Json) -> StageFacts:
+    paths = [run_dir / "stages" / f"{stage['name']}.{i}.json" for i in range(stage["elements"])]
+    markers = [marker for marker in map(_read, paths) if marker and marker.get("status") == "done"]
+    return StageFacts(stage["name"], stage["elements"], markers)
+
+
+def _read(path: Path) -> Json | None:
+    """A JSON object, or None where there is no file, or not one that can be read."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,142 @@
+"""report.html in a real browser: every figure is drawn, nothing is fetched, no error is logged, hostile text
+stays text, all text has contrast, and nothing sticks out at phone width, in light and dark.
+
+`REPORT_SCREENSHOTS=FOLDER` keeps a picture of each view.
+"""
+
+import base64
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from report_support import HOSTILE, fabricate_run
+
+from pipeline.report import build_report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER), reason="no Chromium: apt-get install chromium chromium-driver"
+)
+VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic",
+        "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return build_report(fabricate_run(tmp_path_factory.mktemp("run")))
+
+
+def show(browser, page: Path, width: int = 1280, scheme: str = "light") -> None:
+    browser.get_log("browser"), browser.get_log("performance")
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get(page.as_uri())
+
+
+def requested(browser) -> set[str]:
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return {params["request"]["url"] for params in sent if not params["request"]["url"].startswith("data:")}
+
+
+def keep_screenshot(browser, name: str) -> None:
+    folder = os.environ.get("REPORT_SCREENSHOTS")
+    if folder:
+        shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_the_page_is_whole_at_every_width_and_in_both_schemes(browser, page, width, scheme):
+    show(browser, page, width, scheme)
+    assert browser.get_log("browser") == []
+    assert requested(browser) == {page.as_uri()}
+    drawn = browser.execute_script(
+        "return [...document.querySelectorAll('[data-figure]')].map(e => "
+        "  [...e.querySelectorAll('.scatterlayer .trace path.js-line')].some(p => p.getTotalLength() > 100))"
+    )
+    assert drawn == [True] * 6
+    overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.execute_script(overflow) == 0
+    keep_screenshot(browser, f"{width}-{scheme}")
+
+
+def test_hostile_text_is_shown_and_never_run(browser, page):
+    show(browser, page)
+    assert browser.execute_script("return window.hacked") is None
+    assert browser.execute_script("return document.querySelectorAll('img[src=x]').length") == 0
+    read = "return document.querySelector(arguments[0]).textContent.replace(/\\s+/g, ' ').trim()"
+    expected = " ".join(HOSTILE.split())
+    assert browser.execute_script(read, "h1") == expected
+    assert expected in browser.execute_script(read, "section[aria-labelledby=ingestion]").replace(
+        "HTTP", "http_"
+    )
+    assert expected in browser.execute_script(read, "section[aria-labelledby=scores]")
+    assert expected[:60] in browser.execute_script(read, ".sheet li")
+
+
+def test_every_picture_is_decoded_and_described(browser, page):
+    show(browser, page)
+    pictures = browser.execute_script(
+        "return [...document.querySelectorAll('.sheet img')].map(i => [i.naturalWidth > 0, i.alt.length > 0])"
+    )
+    assert pictures == [[True, True]] * 23  # of 24 positions one is no image
+    unnamed = "return document.querySelectorAll('[role=img]:not([aria-label])').length"
+    assert browser.execute_script(unnamed) == 0
+
+
+def test_text_has_contrast_in_both_schemes(browser, page):
+    """WCAG AA: at least 4.5 to 1 for every piece of text against what is behind it."""
+    script = (Path(__file__).parent / "contrast.js").read_text()
+    for scheme in ("light", "dark"):
+        show(browser, page, scheme=scheme)
+        assert browser.execute_script(script) == []
+
+
+def test_curves_follow_a_change_of_scheme_and_paper_is_white(browser, page):
+    show(browser, page, scheme="dark")
+    stroke = "return getComputedStyle(document.querySelector('.js-line')).stroke"
+    dark = browser.execute_script(stroke)
+    media = {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    light = browser.execute_script(stroke)
+    assert dark != light
+    show(browser, page, scheme="dark")
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert browser.execute_script(stroke) == light
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script(stroke) == dark
+
+
+def test_a_run_that_has_just_begun_makes_a_clean_page(browser, tmp_path):
+    page = build_report(fabricate_run(tmp_path, stages={}))
+    show(browser, page, 390)
+    assert browser.get_log("browser") == []
+    assert requested(browser) == {page.as_uri()}
+    missing = browser.execute_script(
+        "return [...document.querySelectorAll('.missing')].map(e => e.textContent)"
+    )
+    assert len(missing) == 5
+    keep_screenshot(browser, "begun")
