@@ -16,6 +16,7 @@ from report_support import HOSTILE, fabricate_run
 from pipeline.report import build_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -116,18 +117,21 @@ def test_text_has_contrast_in_both_schemes(browser, page):
 
 
 def test_curves_follow_a_change_of_scheme_and_paper_is_white(browser, page):
+    def stroke():
+        return browser.execute_script("return getComputedStyle(document.querySelector('.js-line')).stroke")
+
+    show(browser, page, scheme="light")
+    light = stroke()
     show(browser, page, scheme="dark")
-    stroke = "return getComputedStyle(document.querySelector('.js-line')).stroke"
-    dark = browser.execute_script(stroke)
+    dark = stroke()
+    assert dark != light
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    WebDriverWait(browser, 20).until(lambda _: stroke() == light)
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    WebDriverWait(browser, 20).until(lambda _: stroke() == dark)
     media = {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    light = browser.execute_script(stroke)
-    assert dark != light
-    show(browser, page, scheme="dark")
-    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
-    assert browser.execute_script(stroke) == light
-    browser.execute_script("dispatchEvent(new Event('afterprint'))")
-    assert browser.execute_script(stroke) == dark
+    WebDriverWait(browser, 20).until(lambda _: stroke() == light)
 
 
 def test_a_run_that_has_just_begun_makes_a_clean_page(browser, tmp_path):
