@@ -82,15 +82,15 @@ def _download_item(
     scratch = folder / "_tmp"
     scratch.mkdir()
     running = {}
-    for number in to_do:
-        rows = table.slice(number * capacity, capacity)
-        arrow = scratch / f"{number}.arrow"
-        with pa.ipc.new_file(str(arrow), rows.schema) as writer:
-            writer.write_table(rows)
-        shard = _Shard(folder, number, arrow, capacity, plan.images, fetch)
-        running[pool.submit(_download_shard, shard)] = rows.num_rows
-    advance(table.num_rows - sum(running.values()))
     try:
+        for number in to_do:
+            rows = table.slice(number * capacity, capacity)
+            arrow = scratch / f"{number}.arrow"
+            with pa.ipc.new_file(str(arrow), rows.schema) as writer:
+                writer.write_table(rows)
+            shard = _Shard(folder, number, arrow, capacity, plan.images, fetch)
+            running[pool.submit(_download_shard, shard)] = rows.num_rows
+        advance(table.num_rows - sum(running.values()))
         for future in as_completed(running):
             future.result()
             advance(running[future])

@@ -328,7 +328,9 @@ def test_killed_runs_end_with_the_same_manifest(finished: Path, web: Web, tmp_pa
     torn.write_bytes(b"half a tar")
     (torn.parent / "00000_stats.json").write_text("")
     web.requests.clear()
-    ingest(root)
+    subprocess.run(command(root, "download", "web"), check=True)
+    for arguments in (("verify", "web"), ("manifest", "web")):
+        succeed(root, *arguments)
     assert len(web.requests) < len(planned_paths(web)), "finished shards were downloaded again"
     assert_same_corpus(root, finished)
 
@@ -365,7 +367,8 @@ def test_a_changed_download_is_quarantined_and_fetched_again(copy: Path, finishe
 
     web.requests.clear()
     subprocess.run(command(copy, "download", "web", "--task", "1"), check=True)
-    assert 0 < len(set(web.requests)) <= SAMPLES_PER_SHARD, "only the damaged shard is fetched"
+    # One more than the shard's rows: a redirect is two requests.
+    assert 0 < len(set(web.requests)) <= SAMPLES_PER_SHARD + 1, "only the damaged shard is fetched"
     succeed(copy, "verify", "web")
     succeed(copy, "manifest", "web")
     assert_same_corpus(copy, finished)
