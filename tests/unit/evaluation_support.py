@@ -36,7 +36,7 @@ def write_model(folder: Path, seed: int = 0, poison: str | None = None) -> Path:
     torch.manual_seed(seed)
     model = build_two_tower(MODEL, init_logit_scale=2.66)
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    # Fresh towers map everything to nearly one point; spread their inputs, so that predictions differ by image.
+    # Fresh towers map everything to nearly one point; spread their inputs, so that predictions differ.
     weights["visual.conv1.weight"] *= 8
     weights["token_embedding.weight"] *= 40
     if poison:

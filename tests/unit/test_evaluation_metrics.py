@@ -1,6 +1,6 @@
-"""Every metric equals an independent reference (scikit-learn, or loops written here), also with absent classes,
-single-member and empty groups, and several captions per image; where scores tie, it lies between the luckiest and
-the unluckiest order.
+"""Every metric equals an independent reference (scikit-learn, or loops written here), also with absent
+classes, single-member and empty groups, and several captions per image; where scores tie, it lies between the
+luckiest and the unluckiest order.
 """
 
 import numpy as np
@@ -88,7 +88,7 @@ def test_group_accuracies_equal_a_loop(seed):
 
 
 def ranks_of_best_own(scores, query_image, answer_image):
-    """For every query how many foreign answers come before its best own one: (at best, at worst), by loops."""
+    """For every query, how many foreign answers come before its best own one: (at best, at worst)."""
     ranks = []
     for q in range(scores.shape[0]):
         own = max(float(scores[q, a]) for a in range(scores.shape[1]) if answer_image[a] == query_image[q])

@@ -1,5 +1,5 @@
-"""Samples come whole, in order and once each, whatever the number of loader processes; what cannot be read ends
-with a message that names the shard and the sample.
+"""Samples come whole, in order and once each, whatever the number of loader processes; what cannot be read
+ends with a message that names the shard and the sample.
 """
 
 import io

@@ -1,5 +1,5 @@
-"""The whole evaluation: scores equal an image-by-image reference in float64, a rerun does only what is missing or
-stale, a broken task fails alone, and an average is of all expected tasks or not given.
+"""The suite: scores equal an image-by-image reference in float64, a rerun does only what is missing
+or stale, a broken task fails alone, and an average is of all expected tasks or not given.
 """
 
 import io
@@ -362,7 +362,7 @@ def test_an_unforeseen_failure_keeps_its_traceback_in_the_error_file(work, monke
 
 def test_what_is_no_model_ends_at_once(work):
     (work / "model" / WEIGHTS_FILE).unlink()
-    with pytest.raises(UserError, match="is not an exported model.*neuclip export"):
+    with pytest.raises(UserError, match=r"is not an exported model.*neuclip export"):
         run(work)
     with pytest.raises(UserError, match="is not an exported model"):
         evaluate(work / "nowhere", work / "data", work / "out")

@@ -1,5 +1,5 @@
-"""tasks.yaml and task folders: what is wrong in them is said before anything is computed, and any change of the
-data is seen in its fingerprint.
+"""tasks.yaml and task folders: what is wrong in them is said before anything is computed, and any change of
+the data is seen in its fingerprint.
 """
 
 import os
