@@ -91,7 +91,9 @@ class NormalizerError:
             output.features, batch.sample_index, estimate, self._features, self._index, output.tau, eps
         )
         mse = collectives.all_reduce(error.mse.reshape(1), "mean")
-        variance = collectives.all_reduce(error.standard_error.square().reshape(1), "mean") / trainer.world.size
+        variance = (
+            collectives.all_reduce(error.standard_error.square().reshape(1), "mean") / trainer.world.size
+        )
         trainer.metrics.record("npn/log_normalizer_mse", mse)
         trainer.metrics.record("npn/log_normalizer_mse_se", variance.sqrt())
 
@@ -124,7 +126,10 @@ class Logging:
         metrics = trainer.metrics.flush()
         metrics["train/samples_per_second"] = steps * trainer.config.train.global_batch_size / seconds
         metrics["train/epoch"] = trainer.progress.samples_seen / len(trainer.corpus)
-        for seconds_name, share_name in (("data/wait_seconds", "data/wait_share"), ("npn/seconds", "npn/share")):
+        for seconds_name, share_name in (
+            ("data/wait_seconds", "data/wait_share"),
+            ("npn/seconds", "npn/share"),
+        ):
             if seconds_name in metrics:
                 metrics[share_name] = metrics[seconds_name] * steps / seconds
         trainer.tracker.log(metrics, step, trainer.progress.samples_seen)

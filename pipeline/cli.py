@@ -55,7 +55,10 @@ def main() -> None:
 
 
 _workdir = click.option(
-    "--workdir", required=True, type=click.Path(path_type=Path), help="Run directory: everything is made in here."
+    "--workdir",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Run directory: everything is made in here.",
 )
 _jobs = click.option(
     "--jobs",
@@ -69,7 +72,9 @@ _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 @main.command()
 @_workdir
-@click.option("--quick", is_flag=True, help="A tenth of the images and steps: shows that everything works, not scores.")
+@click.option(
+    "--quick", is_flag=True, help="A tenth of the images and steps: shows that everything works, not scores."
+)
 @_jobs
 @_overrides
 def demo(workdir: Path, quick: bool, jobs: int, overrides: tuple[str, ...]) -> None:
@@ -113,7 +118,9 @@ def _run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> N
 
 @main.command(epilog=OVERRIDES)
 @click.argument("recipe")
-@click.option("--run-dir", required=True, type=click.Path(path_type=Path), help="Run directory; writes RUN/train.")
+@click.option(
+    "--run-dir", required=True, type=click.Path(path_type=Path), help="Run directory; writes RUN/train."
+)
 @_overrides
 def train(recipe: str, run_dir: Path, overrides: tuple[str, ...]) -> None:
     """Train RECIPE's model on a published corpus, or go on where it stopped.
@@ -151,14 +158,24 @@ def export(checkpoint: Path, out: Path) -> None:
 
 @main.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--data", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Folder with tasks.yaml and a wds_<task>_test folder per task.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for <task>.json and aggregate.json.")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with tasks.yaml and a wds_<task>_test folder per task.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for <task>.json and aggregate.json."
+)
 @click.option("--tasks", default="all", show_default=True, help="Names separated by commas, or all.")
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(0), help="Processes that decode images.")
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(0), help="Processes that decode images."
+)
 @click.option("--force", is_flag=True, help="Repeat tasks whose result stands.")
-def evaluate(model: Path, data: Path, out: Path, tasks: str, batch_size: int, workers: int, force: bool) -> None:
+def evaluate(
+    model: Path, data: Path, out: Path, tasks: str, batch_size: int, workers: int, force: bool
+) -> None:
     """Evaluate an exported MODEL on tasks in DataComp's formats.
 
     A result that stands (same weights, task, data and code) is kept. A task that fails does not stop the others;

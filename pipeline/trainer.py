@@ -91,7 +91,11 @@ class Trainer:
 
     def _batches(self) -> Iterable[Batch]:
         positions = StepPositions(
-            self.config.train.global_batch_size, self.world.rank, self.world.size, self.progress.step, self.total_steps
+            self.config.train.global_batch_size,
+            self.world.rank,
+            self.world.size,
+            self.progress.step,
+            self.total_steps,
         )
         return build_loader(self.corpus, positions, self.config.loader, self.world.device.type == "cuda")
 
@@ -133,12 +137,15 @@ def total_steps(config: RunConfig, samples_per_epoch: int) -> int:
     steps = math.floor(samples / train.global_batch_size)
     if steps == 0:
         raise UserError(
-            f"train: {samples:.0f} samples are less than one global batch of {train.global_batch_size}: train for longer"
+            f"train: {samples:.0f} samples are less than one global batch of {train.global_batch_size}: "
+            "train for longer"
         )
     return steps
 
 
-def refuse_other_run(state: dict[str, Any], config: RunConfig, manifest_fingerprint: str, folder: Path) -> None:
+def refuse_other_run(
+    state: dict[str, Any], config: RunConfig, manifest_fingerprint: str, folder: Path
+) -> None:
     """Raise UserError, with what differs, unless the checkpoint was made by this recipe on this corpus."""
     saved, wanted = _what_decides(state["config"]), _what_decides(config.model_dump(mode="json"))
     lines = differences(saved, wanted)
@@ -157,7 +164,10 @@ def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: config[key] for key in ("seed", "model", "objective", "temperature", "optimizer")},
         "objectives": {objective: config["objectives"].get(objective, {})},
-        "train": {key: config["train"][key] for key in ("global_batch_size", "samples", "epochs", "steps", "precision")},
+        "train": {
+            key: config["train"][key]
+            for key in ("global_batch_size", "samples", "epochs", "steps", "precision")
+        },
         "loader": {key: config["loader"][key] for key in ("lanes", "shuffle_window", "crop_scale")},
     }
 

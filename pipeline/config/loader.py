@@ -1,6 +1,6 @@
 """A recipe to a checked config: defaults < YAML < dotted overrides; an unknown key is an error.
 
-    config = load_recipe("demo", ["train.steps=100", "objectives.neuclip.rho=6.5"])
+config = load_recipe("demo", ["train.steps=100", "objectives.neuclip.rho=6.5"])
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def find_recipe(recipe: str | Path) -> Path:
     for path in (Path(recipe), RECIPES / f"{recipe}.yaml"):
         if path.is_file():
             return path
-    raise UserError(f"no recipe {str(recipe)!r}: {_nearest(str(recipe), recipe_names())}, or give a YAML file")
+    raise UserError(
+        f"no recipe {str(recipe)!r}: {_nearest(str(recipe), recipe_names())}, or give a YAML file"
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

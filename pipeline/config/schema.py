@@ -40,10 +40,14 @@ class LoaderConfig(Section):
     manifest: str | None = None  # folder with manifest.parquet; the chain fills it in
     workers: int = Field(1, ge=0)  # loader processes per rank
     prefetch: int = Field(4, ge=1)  # batches per worker
-    lanes: int = Field(64, ge=1)  # parallel streams through the shuffled shards; a multiple of the ranks reads best
+    lanes: int = Field(
+        64, ge=1
+    )  # parallel streams through the shuffled shards; a multiple of the ranks reads best
     shuffle_window: int = Field(8192, ge=1)  # samples of a lane that are shuffled together
     crop_scale: tuple[float, float] = (0.9, 1.0)  # area of the random resized crop, as a share of the image
-    max_failure_rate: float = Field(0.01, ge=0, le=1)  # of samples that cannot be decoded, before the run stops
+    max_failure_rate: float = Field(
+        0.01, ge=0, le=1
+    )  # of samples that cannot be decoded, before the run stops
 
 
 class ModelConfig(Section):
@@ -99,7 +103,17 @@ class TrainConfig(Section):
     def _one_duration(self) -> TrainConfig:
         given = [name for name in ("samples", "epochs", "steps") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of samples, epochs, steps (given: {', '.join(given) or 'none'})")
+            raise ValueError(
+                f"give exactly one of samples, epochs, steps (given: {', '.join(given) or 'none'})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TrainConfig:
+        if self.global_batch_size % self.processes:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} cannot be split over processes={self.processes}"
+            )
         return self
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +36,13 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
-        tensors = (t.to(device, non_blocking=True) for t in (self.images, self.tokens, self.sample_index))
-        return Batch(*tensors, self.failures)
+        images, tokens, sample_index, failures = self
+        return Batch(
+            images.to(device, non_blocking=True),
+            tokens.to(device, non_blocking=True),
+            sample_index.to(device, non_blocking=True),
+            failures,
+        )
 
 
 class Corpus(Dataset):
@@ -81,7 +86,9 @@ class Corpus(Dataset):
             failures,
         )
 
-    def _sample(self, position: int, shard: int, row: int, failures: Counter[str]) -> tuple[np.ndarray, str, int]:
+    def _sample(
+        self, position: int, shard: int, row: int, failures: Counter[str]
+    ) -> tuple[np.ndarray, str, int]:
         """Pixels, caption and sample index. Raises UserError when a whole shard cannot be decoded."""
         rows = int(self.reader.manifest.samples[shard])
         for attempt in range(rows):
@@ -94,13 +101,17 @@ class Corpus(Dataset):
                 failures[type(error).__name__] += 1
                 continue
             return pixels, caption, self.reader.sample_index(shard, candidate)
-        raise UserError(f"{self.reader.manifest.shard_path(shard)}: not one of its {rows} samples can be decoded")
+        raise UserError(
+            f"{self.reader.manifest.shard_path(shard)}: not one of its {rows} samples can be decoded"
+        )
 
 
 class StepPositions(Sampler[list[int]]):
     """The run positions of one rank, a list per step, from `first_step` to `last_step`."""
 
-    def __init__(self, global_batch_size: int, rank: int, world_size: int, first_step: int, last_step: int) -> None:
+    def __init__(
+        self, global_batch_size: int, rank: int, world_size: int, first_step: int, last_step: int
+    ) -> None:
         self.global_batch_size = global_batch_size
         self.rank = rank
         self.world_size = world_size
@@ -115,7 +126,9 @@ class StepPositions(Sampler[list[int]]):
             yield list(range(start + self.rank, start + self.global_batch_size, self.world_size))
 
 
-def build_loader(corpus: Corpus, positions: StepPositions, config: LoaderConfig, pin_memory: bool) -> DataLoader:
+def build_loader(
+    corpus: Corpus, positions: StepPositions, config: LoaderConfig, pin_memory: bool
+) -> DataLoader:
     """Batches for the steps of `positions`, in their order, decoded by `config.workers` processes."""
     return DataLoader(
         corpus,
@@ -127,5 +140,5 @@ def build_loader(corpus: Corpus, positions: StepPositions, config: LoaderConfig,
     )
 
 
-def _already_batched(batch: Batch) -> Batch:
+def _already_batched(batch: Any) -> Any:
     return batch

@@ -56,8 +56,10 @@ class ShardReader:
         try:
             opened = _OpenShard(os.open(path, os.O_RDONLY), read_index(path))
         except FileNotFoundError as error:
-            raise UserError(f"{error.filename} is missing, though the manifest lists {path.name}: "
-                            "restore it, or run `data-prep verify` and `data-prep manifest` again") from error
+            raise UserError(
+                f"{error.filename} is missing, though the manifest lists {path.name}: "
+                "restore it, or run `data-prep verify` and `data-prep manifest` again"
+            ) from error
         if len(self._open) >= OPEN_SHARDS:
             _, oldest = self._open.popitem(last=False)
             os.close(oldest.descriptor)

@@ -74,7 +74,9 @@ class Checkpointer:
                 f"resume with {state['world_size']}"
             )
         engine.load(self.folder, tag)
-        engine.objective.load_state_dict(torch.load(folder / "objective.pt", map_location="cpu", weights_only=True))
+        engine.objective.load_state_dict(
+            torch.load(folder / "objective.pt", map_location="cpu", weights_only=True)
+        )
         _restore_rng(torch.load(folder / f"rng-{engine.world.rank:05d}.pt", weights_only=True))
         engine.step_number = state["step"]
         return state
@@ -85,7 +87,10 @@ class Checkpointer:
         for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
             with open(path, "rb") as stream:
                 os.fsync(stream.fileno())
-            files[str(path.relative_to(temporary))] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            files[str(path.relative_to(temporary))] = {
+                "bytes": path.stat().st_size,
+                "sha256": sha256_file(path),
+            }
         fsync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)  # an incomplete tag of the same name
         temporary.rename(final)
@@ -102,7 +107,9 @@ class Checkpointer:
             problem = find_damage(self.folder / tag)
             if problem is None:
                 return tag
-            log.warning("CHECKPOINT DAMAGED: %s: %s. Falling back to the one before it.", self.folder / tag, problem)
+            log.warning(
+                "CHECKPOINT DAMAGED: %s: %s. Falling back to the one before it.", self.folder / tag, problem
+            )
         return None
 
 

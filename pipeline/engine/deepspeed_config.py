@@ -1,7 +1,8 @@
 """One checked DeepSpeed config out of two sources, each with its own keys.
 
 A file of deepspeed_configs/ says how state is partitioned: stage, offload, buckets. The recipe says batch size,
-precision, clipping and learning rates. A key in the wrong place is an error, so neither can silently overrule the other.
+precision, clipping and learning rates. A key in the wrong place is an error: neither can
+silently overrule the other.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pipeline.distributed import World
 from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer, learning_rate, temperature_learning_rate
 from pipeline.engine.train_module import TrainModule
-from pipeline.models.two_tower import build_two_tower
+from pipeline.models.two_tower import build_two_tower, open_clip_config
 from pipeline.objectives import Features, ObjectiveOutput, build_objective
 
 # DeepSpeed would compile a shared-memory all-reduce for CPU inference when it starts: a minute, and a compiler, for
@@ -55,9 +55,9 @@ class TrainEngine:
         torch.manual_seed(config.seed)  # the same fresh weights on every rank
         towers = build_two_tower(config.model, init_logit_scale=-math.log(config.temperature.init))
         self.module = TrainModule(towers, config.temperature)
-        self.embed_dim = int(towers.text_projection.shape[-1])
         self.objective = build_objective(config.objective, config.objectives.get(config.objective, {}))
-        self.objective.prepare(world.device, self.embed_dim, dataset_size, config.seed)
+        embed_dim = open_clip_config(config.model)["embed_dim"]
+        self.objective.prepare(world.device, embed_dim, dataset_size, config.seed)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=self.module,
             optimizer=build_optimizer(self.module, config.optimizer, config.temperature),

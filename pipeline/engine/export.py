@@ -1,8 +1,8 @@
 """A checkpoint to weights that open_clip loads: fp32 safetensors in the layout of a Hugging Face Hub model.
 
-    OUT/open_clip_model.safetensors, open_clip_config.json   `local-dir:OUT`, or pretrained=OUT/open_clip_model.safetensors
-    OUT/export.json                                          where the weights come from
-    OUT/README.md                                            model card
+OUT/open_clip_model.safetensors, open_clip_config.json   `local-dir:OUT`, or pretrained=OUT/open_clip_model.safetensors
+OUT/export.json                                          where the weights come from
+OUT/README.md                                            model card
 """
 
 from __future__ import annotations

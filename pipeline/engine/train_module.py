@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ class Encoded(NamedTuple):
 class TrainModule(nn.Module):
     """Pixels and tokens to normalised fp32 features and tau = exp(-logit_scale)."""
 
+    towers: Any  # open_clip's CLIP: called on (pixels, tokens), with a parameter logit_scale of shape [1]
     mean: Tensor
     std: Tensor
 
@@ -33,7 +34,7 @@ class TrainModule(nn.Module):
         self.temperature = temperature
         self.register_buffer("mean", 255 * torch.tensor(PREPROCESS["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(PREPROCESS["std"]).view(3, 1, 1), persistent=False)
-        towers.logit_scale.requires_grad_(temperature.learnable)
+        self.towers.logit_scale.requires_grad_(temperature.learnable)
 
     def forward(self, images: Tensor, tokens: Tensor) -> Encoded:
         """images: (B, 3, H, W) uint8. tokens: (B, context) int64."""

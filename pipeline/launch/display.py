@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
@@ -39,7 +39,10 @@ class Display:
         self._rows = {stage.name: _Row(stage.elements) for stage in stages}
         self._spinner = Spinner("dots")
         self._live = Live(
-            get_renderable=self._table, console=self._console, refresh_per_second=REFRESH_PER_SECOND, transient=True
+            get_renderable=self._table,
+            console=self._console,
+            refresh_per_second=REFRESH_PER_SECOND,
+            transient=True,
         )
 
     def __enter__(self) -> Display:
@@ -47,7 +50,9 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._console.is_terminal:
             self._live.stop()
 
@@ -92,12 +97,19 @@ class Display:
 
     def _table(self) -> Group:
         table = Table.grid(padding=(0, 2))
+        marks: dict[str, RenderableType] = {
+            "running": self._spinner,
+            "done": "[green]✓",
+            "done before": "[dim]✓",
+            "failed": "[red]✗",
+        }
         for name, row in self._rows.items():
-            mark = {"running": self._spinner, "done": "[green]✓", "done before": "[dim]✓", "failed": "[red]✗"}
             elements = ProgressBar(row.elements, row.done, width=16) if row.elements > 1 else ""
             seconds = f"{row.seconds:.0f} s" if row.seconds else ""
-            style = "bold" if row.state == "running" else "dim" if row.state in ("waiting", "done before") else ""
-            table.add_row(mark.get(row.state, " "), Text(name, style=style), elements, seconds)
+            style = (
+                "bold" if row.state == "running" else "dim" if row.state in ("waiting", "done before") else ""
+            )
+            table.add_row(marks.get(row.state, " "), Text(name, style=style), elements, seconds)
         line = next((row.line for row in self._rows.values() if row.state == "running"), "")
         return Group(table, Text(line, style="dim", overflow="ellipsis", no_wrap=True))
 

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_open, fingerprint, read_json, write_json
 from pipeline.launch.paths import RunPaths
 from pipeline.launch.stages import build_stages
+from pipeline.objectives import build_objective
 
 PORTS = range(20000, 32000)  # below the range from which systems take ports for outgoing connections
 
@@ -35,6 +36,9 @@ def freeze(config: RunConfig, run_dir: Path) -> RunPaths:
         raise UserError(f"{run_dir} is a file: give a directory")
     if run_dir.is_dir() and any(run_dir.iterdir()):
         raise UserError(f"{run_dir} is not empty and holds no run: give a new directory")
+    build_objective(
+        config.objective, config.objectives.get(config.objective, {})
+    )  # its options are checked by itself
     if config.corpus.fabricate and config.corpus.port == 0:
         corpus = config.corpus.model_copy(update={"port": free_port()})
         config = config.model_copy(update={"corpus": corpus})

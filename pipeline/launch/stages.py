@@ -36,12 +36,12 @@ class Stage:
 def build_stages(paths: RunPaths) -> list[Stage]:
     """The stages of a run in an order in which each comes after what it needs."""
     corpus = paths.config.corpus
-    first = [
-        Stage("fabricate", (), _fabricate, lambda p, i: [p.evaldata / "tasks.yaml"])
-    ]
+    first = [Stage("fabricate", (), _fabricate, lambda p, i: [p.evaldata / "tasks.yaml"])]
     return [
         *(first if corpus.fabricate else []),
-        Stage("plan", ("fabricate",) if corpus.fabricate else (), _plan, lambda p, i: [p.corpus / "plan.json"]),
+        Stage(
+            "plan", ("fabricate",) if corpus.fabricate else (), _plan, lambda p, i: [p.corpus / "plan.json"]
+        ),
         Stage(
             "download",
             ("plan",),
@@ -65,9 +65,16 @@ def build_stages(paths: RunPaths) -> list[Stage]:
             lambda p, i: [p.train / "summary.json"],
             ranks=paths.config.train.processes,
         ),
-        Stage("export", ("train",), _export, lambda p, i: [p.model / "export.json", p.model / "open_clip_model.safetensors"]),
+        Stage(
+            "export",
+            ("train",),
+            _export,
+            lambda p, i: [p.model / "export.json", p.model / "open_clip_model.safetensors"],
+        ),
         Stage("evaluate", ("export",), _evaluate, lambda p, i: [p.results / "aggregate.json"]),
-        Stage("report", ("evaluate",), _report, lambda p, i: [p.root / "report.html", p.root / "summary.json"]),
+        Stage(
+            "report", ("evaluate",), _report, lambda p, i: [p.root / "report.html", p.root / "summary.json"]
+        ),
     ]
 
 
@@ -81,7 +88,14 @@ def _neuclip(*arguments: object) -> Command:
 
 def _fabricate(paths: RunPaths, element: int) -> Command:
     corpus = paths.config.corpus
-    common = ["--evaldata", paths.evaldata, "--seed", paths.config.seed, "--base-url", f"http://127.0.0.1:{corpus.port}"]
+    common = [
+        "--evaldata",
+        paths.evaldata,
+        "--seed",
+        paths.config.seed,
+        "--base-url",
+        f"http://127.0.0.1:{corpus.port}",
+    ]
     if corpus.fabricate == "emoji":
         style = ["--data", paths.config.data, "--held-out-style", corpus.held_out_style]
         return _data_prep(paths, "fabricate", "emoji", corpus.name, *style, *common)

@@ -1,0 +1,53 @@
+"""Fixtures that several suites share."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.manifest import write_manifest
+from data_prep.shard import Sample, write_shard
+from pipeline.files import sha256_file
+
+
+def image_bytes(number: int, size: int = 24, form: str = "PNG") -> bytes:
+    """A small image that only `number` decides."""
+    pixels = np.random.default_rng(number).integers(0, 255, (size, size + number % 5, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form)
+    return stream.getvalue()
+
+
+def write_corpus(folder: Path, shard_sizes: list[int], broken: tuple[int, ...] = ()) -> Path:
+    """A published corpus of noise images; sample i has the caption `caption i`. broken: samples without an image."""
+    rows, number = [], 0
+    for shard, size in enumerate(shard_sizes):
+        path = folder / "shards" / f"{shard:05d}-000.tar"
+        samples = []
+        for _ in range(size):
+            content = b"no image" if number in broken else image_bytes(number)
+            samples.append(Sample(f"{number:032x}", content, "png", f"caption {number}", {"n": number}))
+            number += 1
+        write_shard(path, samples)
+        rows.append(
+            {
+                "path": str(path.relative_to(folder)),
+                "samples": size,
+                "bytes": path.stat().st_size,
+                "sha256": sha256_file(path),
+                "work_item": shard,
+                "attempt": 0,
+            }
+        )
+    write_manifest(folder, rows, {"title": "noise"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def noise_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """203 samples in 5 uneven shards."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"), [50, 37, 60, 1, 55])

@@ -1,0 +1,290 @@
+"""Training on ranks: DeepSpeed equals a plain loop, an interrupted run an undisturbed one; bad states are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+
+from pipeline.config.loader import load_recipe
+from pipeline.config.schema import RunConfig
+from pipeline.data.loader import Corpus, StepPositions, build_loader
+from pipeline.distributed import World, rank, world_size
+from pipeline.engine.checkpoint import complete_tags
+from pipeline.engine.export import export
+from pipeline.engine.optimizer import build_optimizer, learning_rate
+from pipeline.engine.train_module import TrainModule
+from pipeline.errors import UserError
+from pipeline.models.two_tower import build_tokenizer, build_two_tower, load_exported
+from pipeline.objectives import Features, build_objective
+from pipeline.tracking.base import NullTracker
+from pipeline.tracking.jsonl import JsonlTracker, read_points
+from pipeline.trainer import Trainer, summarise
+from tests.distributed.launch import run_ranks
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def config_of(corpus: Path, *overrides: str) -> RunConfig:
+    settings = (
+        f"loader.manifest={corpus}",
+        f"model.config={TINY}",
+        "train.epochs=null",
+        "train.steps=8",
+        "train.global_batch_size=12",
+        "optimizer.warmup_steps=2",
+        "loader.workers=0",
+        "objectives.neuclip.npn={prototypes: 16, restart_every: 3, inner_steps: 2}",
+        "diagnostics={every_steps: 4, reference_samples: 40}",
+        "checkpoint.every_steps=3",
+        "temperature.lr=0.01",
+        "tracking.mlflow=false",
+    )
+    return load_recipe("demo", [*settings, *overrides])
+
+
+def here() -> World:
+    return World(rank(), rank(), world_size(), torch.device("cpu"))
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
+
+
+class StopAfter(JsonlTracker):
+    """Asks for a stop, the way a colleague does, once a step is logged."""
+
+    def __init__(self, path: Path, start_step: int, step: int) -> None:
+        super().__init__(path, start_step)
+        self._stop_file, self._step = path.parent.parent / "STOP", step
+
+    def log(self, metrics: Any, step: int, samples_seen: int) -> None:
+        super().log(metrics, step, samples_seen)
+        if step == self._step:
+            self._stop_file.touch()
+
+
+def fit(config: RunConfig, run_dir: Path, stop_after: int = -1) -> dict[str, Any]:
+    """One life of a training run."""
+    trainer = Trainer(config, run_dir / "train", here())
+    started_at = trainer.progress.step
+    tracker = NullTracker()
+    if rank() == 0:
+        tracker = StopAfter(run_dir / "train/metrics.jsonl", started_at, stop_after)
+    status = trainer.fit(tracker)
+    objective = {
+        k: v for k, v in trainer.engine.objective.state_dict().items() if isinstance(v, torch.Tensor)
+    }
+    return {
+        "status": status,
+        "started_at": started_at,
+        "weights": weights(trainer.engine.module),
+        "objective": digest(objective),
+        "order": trainer.progress.order_digest,
+        "summary": summarise(trainer) if rank() == 0 else None,
+    }
+
+
+def train_undisturbed_and_interrupted(config: RunConfig, folder: Path) -> dict[str, Any]:
+    whole = fit(config, folder / "whole")
+    stopped = fit(config, folder / "stopped", stop_after=5)
+    if rank() == 0:
+        (folder / "stopped/STOP").unlink()
+    torch.distributed.barrier()
+    resumed = fit(config, folder / "stopped")
+    again = fit(config, folder / "stopped")
+    return {"whole": whole, "stopped": stopped, "resumed": resumed, "again": again}
+
+
+@pytest.fixture(scope="module")
+def lives(noise_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One undisturbed run, and one that was stopped after 5 of 8 steps and continued, on 2 ranks."""
+    folder = tmp_path_factory.mktemp("lives")
+    config = config_of(noise_corpus, "train.log_every_steps=1")
+    return folder, run_ranks(2, train_undisturbed_and_interrupted, config, folder)[0]
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(lives: tuple[Path, dict[str, Any]]) -> None:
+    folder, runs = lives
+    assert runs["stopped"]["status"] == "preempted"
+    assert runs["resumed"]["started_at"] == 5
+    assert runs["resumed"]["status"] == "finished"
+    assert runs["stopped"]["order"] != runs["whole"]["order"]
+    for key in ("objective", "order"):
+        assert runs["resumed"][key] == runs["whole"][key]
+    assert digest(runs["resumed"]["weights"]) == digest(runs["whole"]["weights"])
+    steps = [point.step for point in read_points(folder / "stopped/train/metrics.jsonl")]
+    assert steps == list(range(1, 9))
+
+
+def test_a_finished_run_does_nothing_more(lives: tuple[Path, dict[str, Any]]) -> None:
+    again = lives[1]["again"]
+    assert (again["started_at"], again["status"]) == (8, "finished")
+    assert digest(again["weights"]) == digest(lives[1]["whole"]["weights"])
+
+
+def test_the_summary_tells_what_happened(lives: tuple[Path, dict[str, Any]]) -> None:
+    summary = lives[1]["resumed"]["summary"]
+    assert summary["steps"] == 8
+    assert summary["samples_seen"] == 96
+    for name in (
+        "final_loss",
+        "tau",
+        "log_normalizer_mse",
+        "samples_per_second",
+        "npn_share",
+        "data_wait_share",
+    ):
+        assert isinstance(summary[name], float), name
+    assert 0 < summary["npn_share"] < 1
+
+
+def test_only_the_newest_checkpoints_are_kept_and_all_are_whole(lives: tuple[Path, dict[str, Any]]) -> None:
+    checkpoints = lives[0] / "whole/train/checkpoints"
+    assert complete_tags(checkpoints) == ["step-00000006", "step-00000008"]
+    assert (checkpoints / "latest").read_text() == "step-00000008"
+    assert not list(checkpoints.glob(".*tmp*"))
+
+
+def test_export_gives_open_clip_the_trainers_features(
+    lives: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, runs = lives
+    provenance = export(folder / "whole/train/checkpoints", tmp_path / "model")
+    assert provenance["samples_seen"] == 96
+    exported = load_exported(tmp_path / "model", torch.device("cpu"))
+    module = TrainModule(build_two_tower(config_of(folder).model, 0.0), config_of(folder).temperature)
+    module.load_state_dict(runs["whole"]["weights"])
+    images = torch.randint(0, 255, (5, 3, 16, 16), dtype=torch.uint8)
+    tokens = exported.tokenizer([f"caption {i}" for i in range(5)])
+    with torch.no_grad():
+        encoded = module.eval()(images, tokens)
+        pixels = (images - module.mean) / module.std
+        assert torch.equal(exported.model.encode_image(pixels, normalize=True), encoded.image_features)
+        assert torch.equal(exported.model.encode_text(tokens, normalize=True), encoded.text_features)
+    by_path, _, _ = open_clip.create_model_and_transforms(
+        f"local-dir:{tmp_path / 'model'}", load_weights=False
+    )
+    open_clip.load_checkpoint(by_path, str(tmp_path / "model/open_clip_model.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(by_path.eval().encode_text(tokens, normalize=True), encoded.text_features)
+
+
+def plain_loop(config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
+    """The same training without DeepSpeed: torch's AdamW, one process, the whole batch."""
+    torch.manual_seed(config.seed)
+    towers = build_two_tower(config.model, float(-torch.tensor(config.temperature.init).log()))
+    module = TrainModule(towers, config.temperature)
+    optimizer = build_optimizer(module, config.optimizer, config.temperature)
+    corpus = Corpus(config.loader, config.seed, 16, build_tokenizer(TINY))
+    objective = build_objective(config.objective, config.objectives[config.objective])
+    objective.prepare(torch.device("cpu"), 16, len(corpus), config.seed)
+    positions = StepPositions(config.train.global_batch_size, 0, 1, 0, steps)
+    for step, batch in enumerate(build_loader(corpus, positions, config.loader, pin_memory=False)):
+        encoded = module(batch.images, batch.tokens)
+        features = Features(encoded.image_features, encoded.text_features)
+        loss = objective(features, batch.sample_index, encoded.tau).loss
+        for group in optimizer.param_groups:
+            if group["name"] != "temperature":
+                group["lr"] = learning_rate(step, steps, config.optimizer)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_grad_norm)
+        optimizer.step()
+        module.clamp_temperature()
+    return weights(module)
+
+
+@pytest.mark.parametrize("objective", ["neuclip", "openclip"])
+def test_zero2_on_two_ranks_equals_a_plain_loop(
+    noise_corpus: Path, tmp_path: Path, objective: str, lives: tuple[Path, dict[str, Any]]
+) -> None:
+    config = config_of(noise_corpus, f"objective={objective}", "objectives.openclip={}")
+    if objective == "neuclip":
+        got = lives[1]["whole"]["weights"]
+    else:
+        got = run_ranks(2, fit, config, tmp_path)[0]["weights"]
+    for name, expected in plain_loop(config, 8).items():
+        torch.testing.assert_close(
+            got[name], expected, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def resume_after_damage(config: RunConfig, folder: Path) -> int:
+    trainer = Trainer(config, folder / "train", here())
+    return trainer.progress.step
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "no COMPLETE"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    noise_corpus: Path, tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(noise_corpus, "train.steps=6")
+    run_ranks(1, fit, config, tmp_path)
+    newest = tmp_path / "train/checkpoints/step-00000006"
+    victim = max(newest.glob("*optim_states.pt"))
+    if damage == "truncate":
+        os.truncate(victim, victim.stat().st_size - 1)
+    elif damage == "flip":
+        with open(victim, "r+b") as stream:
+            stream.seek(1000)
+            byte = stream.read(1)
+            stream.seek(1000)
+            stream.write(bytes([byte[0] ^ 1]))
+    elif damage == "delete":
+        victim.unlink()
+    else:
+        (newest / "COMPLETE").unlink()
+    assert run_ranks(1, resume_after_damage, config, tmp_path) == [3]
+    if damage != "no COMPLETE":
+        assert "CHECKPOINT DAMAGED" in capfd.readouterr().err
+
+
+def test_another_run_or_world_is_refused(noise_corpus: Path, lives: tuple[Path, dict[str, Any]]) -> None:
+    whole = lives[0] / "whole"
+    config = config_of(noise_corpus, "train.log_every_steps=1")
+    with pytest.raises(RuntimeError, match="saved by 2 ranks and this run has 1"):
+        run_ranks(1, resume_after_damage, config, whole)
+    other = config_of(noise_corpus, "train.log_every_steps=1", "optimizer.lr=0.5")
+    with pytest.raises(RuntimeError, match=re.escape("optimizer.lr: 0.001 -> 0.5")):
+        run_ranks(2, resume_after_damage, other, whole)
+
+
+def diverge(config: RunConfig, folder: Path) -> str:
+    trainer = Trainer(config, folder / "train", here())
+    with torch.no_grad():
+        trainer.engine.module.towers.text_projection.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"step 1: train/(loss|grad_norm) is nan") as caught:
+        trainer.fit(NullTracker())
+    return str(caught.value)
+
+
+def test_a_run_that_is_not_finite_stops_before_it_is_saved(noise_corpus: Path, tmp_path: Path) -> None:
+    run_ranks(1, diverge, config_of(noise_corpus, "checkpoint.every_steps=1"), tmp_path)
+    assert not (tmp_path / "train/checkpoints").exists()
+
+
+def indivisible(config: RunConfig, folder: Path) -> str:
+    with pytest.raises(
+        UserError, match=r"train\.global_batch_size=13 cannot be split over 2 ranks"
+    ) as caught:
+        Trainer(config, folder / "train", here())
+    return str(caught.value)
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_refused(noise_corpus: Path, tmp_path: Path) -> None:
+    run_ranks(2, indivisible, config_of(noise_corpus, "train.global_batch_size=13"), tmp_path)

@@ -1,0 +1,72 @@
+"""A recipe resolves to what its layers say, and every mistake in it is named with the nearest right key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.diff import differences
+from pipeline.config.loader import load_recipe, recipe_names
+from pipeline.errors import UserError
+from pipeline.objectives import build_objective
+
+
+def test_layers_defaults_then_yaml_then_overrides(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("train: {steps: 5, global_batch_size: 32}\noptimizer: {lr: 0.5}\n")
+    config = load_recipe(recipe, ["optimizer.lr=1e-3", "train.precision=bf16", "data=some/folder"])
+    assert config.name == "mine"
+    assert (config.train.steps, config.train.global_batch_size, config.train.precision) == (5, 32, "bf16")
+    assert config.optimizer.lr == 1e-3
+    assert config.data == "some/folder"
+    assert config.loader.lanes == 64  # a default
+
+
+def test_a_config_cannot_be_changed_behind_its_back() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe("demo").train.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("train.global_batch=8", "did you mean 'train.global_batch_size'"),
+        ("objectiv=neuclip", "did you mean 'objective'"),
+        ("optimizer.learning_rate=1", "unknown key 'optimizer.learning_rate'.*optimizer.lr"),
+        ("temperature.init=5", "minimum <= init <= maximum"),
+        ("train.steps=1", "exactly one of samples, epochs, steps"),
+        ("train.precision=fp8", "train.precision"),
+        ("train", "not of the form key=value"),
+        ("seed.x=1", "'seed' is a value"),
+        ("seed=-1", "seed"),
+    ],
+)
+def test_mistakes_are_named(override: str, hint: str) -> None:
+    with pytest.raises(UserError, match=hint.replace("(", r"\(")):
+        load_recipe("demo", [override])
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'demo'"):
+        load_recipe("demos")
+
+
+def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text("train: [1\nseed: 2\n")
+    with pytest.raises(UserError, match=r"broken.yaml is not valid YAML(.|\n)*line 2"):
+        load_recipe(recipe)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_resolve(name: str) -> None:
+    config = load_recipe(name)
+    build_objective(config.objective, config.objectives.get(config.objective, {}))
+
+
+def test_differences_name_leaves() -> None:
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == [
+        "a.c: 2 -> 3",
+        "d: None -> 4",
+    ]
