@@ -7,9 +7,7 @@ process group made here and uses it.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +17,10 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import UserError
+from pipeline.processes import die_with_parent
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAUNCHER_PID = "NEUCLIP_LAUNCHER_PID"
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def world_size() -> int:
 def init(timeout_seconds: float = 1800) -> World:
     """Join the process group that the environment describes (nccl on CUDA, gloo on CPU); may be called again.
 
-    A process that a launcher started also dies with it, see `die_with_parent`.
+    A process that a launcher started also dies with it, whatever its session.
     timeout_seconds: how long to wait for the other ranks, at the start and in every collective.
     Raises UserError when variables are missing or wrong, or when the ranks do not find each other.
     """
@@ -56,7 +54,7 @@ def init(timeout_seconds: float = 1800) -> World:
     rank, local_rank, size = _read(os.environ) if launched else (0, 0, 1)
     world = World(rank, local_rank, size, _device(local_rank))
     if launched and not dist.is_initialized():
-        die_with_parent()
+        _die_with_launcher()
         _join(world, timeout_seconds)
     return world
 
@@ -67,21 +65,13 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies (Linux; elsewhere nothing happens).
+def _die_with_launcher() -> None:
+    """See to it that a killed launcher leaves no trainers that go on writing.
 
-    torchrun starts its workers in sessions of their own: a signal to the launcher's process group does not
-    reach them, and trainers whose launcher was killed would go on writing. A parent that died before this
-    call sends no signal any more; that is seen where whoever starts the workers has put its own process id
-    into NEUCLIP_LAUNCHER_PID (which stays true through `exec`).
+    torchrun starts its workers in sessions of their own: a signal to its process group does not reach them. One
+    that died before this call is noticed where it had put its process id into NEUCLIP_LAUNCHER_PID.
     """
-    if sys.platform != "linux":
-        return
-    parent = int(os.environ.get(LAUNCHER_PID) or os.getppid())
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        print(f"the launcher (process {parent}) is gone: stopping", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
+    die_with_parent(int(os.environ.get(LAUNCHER_PID) or os.getppid()))
 
 
 def _read(environment: Mapping[str, str]) -> tuple[int, int, int]:

@@ -87,15 +87,15 @@ class NeuCLIP(Objective):
                 tau_grad = tau_grad + through_tau
 
             metrics = {
-                "loss": loss,
-                "tau": tau.squeeze().clone(),
-                "log_normalizer_mean": log_g.mean(),
-                "r_mean": r.mean(),
-                "alpha_mean": alpha.mean(),
+                "train/loss": loss,
+                "train/tau": tau.squeeze().clone(),
+                "train/log_normalizer_mean": log_g.mean(),
+                "train/r_mean": r.mean(),
+                "npn/alpha_mean": alpha.mean(),
                 **_quantiles((r - alpha).exp()),
-                "ratio_clipped": (excess > 0).sum(),
-                "npn_restarts": loss.new_tensor(self.npn.restarts),
-                "npn_seconds": all_reduce(loss.new_tensor(npn_seconds), "max"),
+                "npn/ratio_clipped": (excess > 0).sum(),
+                "npn/restarts": loss.new_tensor(self.npn.restarts),
+                "npn/seconds": all_reduce(loss.new_tensor(npn_seconds), "max"),
             }
         return ObjectiveOutput(
             loss=with_gradient(features, tau, loss, feature_grad, tau_grad),
@@ -122,4 +122,4 @@ class NeuCLIP(Objective):
 def _quantiles(residual: Tensor) -> dict[str, Tensor]:
     """Of exp(r - alpha) over all anchors, both sides; 1 where the prediction meets the batch estimate."""
     values = residual.flatten().quantile(residual.new_tensor(list(QUANTILES.values())))
-    return {f"npn_residual_{name}": value for name, value in zip(QUANTILES, values, strict=True)}
+    return {f"npn/residual_{name}": value for name, value in zip(QUANTILES, values, strict=True)}

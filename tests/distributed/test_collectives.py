@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from launch import run_ranks
 
 from pipeline import collectives
 from pipeline.distributed import rank, world_size
+from tests.distributed.launch import run_ranks
 
 
 def held(by, shape=(3, 2)):
@@ -29,10 +29,12 @@ def use_all():
             ),
             "broadcast": collectives.broadcast(mine, source=world_size() - 1),
             "slices": collectives.all_gather_slices(rows[collectives.own_slice(10)], 10),
+            "object": collectives.broadcast_object({"from": rank()}, source=world_size() - 1),
             "few": collectives.all_gather_slices(rows[:1][collectives.own_slice(1)], 1),
         }
         with collectives.count_bytes() as inner:
             collectives.all_gather(mine)
+    collectives.barrier()
     collectives.all_gather(mine)  # after the block: not counted
     assert torch.equal(mine, untouched)
     return result, dict(outer), dict(inner), collectives.own_slice(10)
@@ -52,6 +54,7 @@ def test_collectives(ranks):
         "with nothing": everything[0],
         "broadcast": everything[-1],
         "slices": torch.arange(20.0).view(10, 2),
+        "object": {"from": ranks - 1},
         "few": torch.tensor([[0.0, 1.0]]),
     }
     results = run_ranks(ranks, use_all)

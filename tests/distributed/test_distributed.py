@@ -10,10 +10,10 @@ import time
 
 import pytest
 import torch
-from launch import free_port, run_ranks
 
 from pipeline import distributed
 from pipeline.errors import UserError
+from tests.distributed.launch import free_port, run_ranks
 
 GOOD = {
     "RANK": "0",
@@ -55,9 +55,8 @@ def test_mistakes_in_the_environment_are_explained(environment, change, message)
 
 
 def test_ranks_that_do_not_come_are_named(environment, monkeypatch):
-    monkeypatch.setattr(
-        distributed, "die_with_parent", lambda: None
-    )  # this process belongs to the test runner
+    # This process belongs to the test runner.
+    monkeypatch.setattr(distributed, "die_with_parent", lambda parent: None)
     environment({**GOOD, "WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": free_port()})
     with pytest.raises(UserError, match=r"rank 1 of 2 could not join the others at 127.0.0.1:\d+: "):
         distributed.init(timeout_seconds=1)
@@ -106,7 +105,7 @@ def fork_family(child):
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_a_worker_dies_with_its_parent():
     def child(pipe):
-        distributed.die_with_parent()
+        distributed._die_with_launcher()
         os.write(pipe, str(os.getpid()).encode())
 
     parent, worker = fork_family(child)
@@ -123,7 +122,7 @@ def test_a_worker_whose_parent_was_dead_before_stops(tmp_path):
         os.write(pipe, str(os.getpid()).encode())
         while os.getppid() == int(os.environ[distributed.LAUNCHER_PID]):
             time.sleep(0.01)
-        distributed.die_with_parent()
+        distributed._die_with_launcher()
         (tmp_path / "lived on").touch()
 
     parent, worker = fork_family(child)

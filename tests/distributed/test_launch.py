@@ -5,10 +5,10 @@ import time
 
 import pytest
 import torch
-from launch import run_ranks
 
 from pipeline.collectives import all_gather
 from pipeline.distributed import rank, world_size
+from tests.distributed.launch import run_ranks
 
 
 def identity(value):

@@ -138,18 +138,18 @@ def test_metrics_say_what_they_are_named():
     r = reference_normalizers(e1.numpy(), e2.numpy(), 0.07)
     residual = np.exp(r - output.log_normalizer.numpy())
     expected = {
-        "loss": output.loss.item(),
-        "tau": 0.07,
-        "log_normalizer_mean": r.mean(),  # eps is far below g here
-        "r_mean": r.mean(),
-        "alpha_mean": output.log_normalizer.mean().item(),
-        "npn_residual_p01": np.quantile(residual, 0.01),
-        "npn_residual_p50": np.quantile(residual, 0.5),
-        "npn_residual_p99": np.quantile(residual, 0.99),
-        "ratio_clipped": 0,
-        "npn_restarts": 0,
+        "train/loss": output.loss.item(),
+        "train/tau": 0.07,
+        "train/log_normalizer_mean": r.mean(),  # eps is far below g here
+        "train/r_mean": r.mean(),
+        "npn/alpha_mean": output.log_normalizer.mean().item(),
+        "npn/residual_p01": np.quantile(residual, 0.01),
+        "npn/residual_p50": np.quantile(residual, 0.5),
+        "npn/residual_p99": np.quantile(residual, 0.99),
+        "npn/ratio_clipped": 0,
+        "npn/restarts": 0,
     }
-    seconds = output.metrics.pop("npn_seconds")
+    seconds = output.metrics.pop("npn/seconds")
     assert 0 < seconds < 60
     assert {name: value.item() for name, value in output.metrics.items()} == pytest.approx(expected, rel=1e-6)
     assert not any(value.requires_grad for value in output.metrics.values())
@@ -163,7 +163,7 @@ def test_a_runaway_ratio_is_continued_linearly_and_counted():
     output, gradients = run(objective, e1, e2, 0.03)
     alpha = reference_alpha(e1.numpy(), e2.numpy(), objective.npn.prototypes.numpy(), 0.03)
     excess = reference_normalizers(e1.numpy(), e2.numpy(), 0.03) - alpha
-    assert output.metrics["ratio_clipped"] == (excess > math.log(1e3)).sum() > 0
+    assert output.metrics["npn/ratio_clipped"] == (excess > math.log(1e3)).sum() > 0
     assert output.loss.item() == pytest.approx(reference_loss(e1.numpy(), e2.numpy(), 0.03, alpha))
     direction, slope = unit_rows(9, 8, 6), 0.0
     for sign in (1, -1):

@@ -61,7 +61,7 @@ def test_log_normalizer_is_the_batch_estimate():
         for i in range(8):
             g = np.mean([math.exp((anchor[i] @ other[j] - e1[i] @ e2[i]) / 0.07) for j in range(8) if j != i])
             assert output.log_normalizer[side, i].item() == pytest.approx(math.log(1e-14 + g))
-    assert output.metrics["r_mean"].item() == pytest.approx(output.log_normalizer.mean().item())
+    assert output.metrics["train/r_mean"].item() == pytest.approx(output.log_normalizer.mean().item())
 
 
 @pytest.mark.parametrize("tau", [0.005, 0.07])
