@@ -187,7 +187,7 @@ def verify(root: Path, name: str, tasks: Sequence[int], processes: int, as_json:
         "outcomes": outcomes,
     }
     if new:
-        text = f"verified {len(new)} work items, {result['shards']} shards: {describe(outcomes, most=20)}"
+        text = f"verified {len(new)} work items, {result['shards']} shards: {describe(outcomes)}"
     else:
         text = f"already verified, nothing done: {len(verdicts)} work items at {corpus.folder}"
     answer(as_json, result, text)
@@ -207,8 +207,8 @@ def manifest(root: Path, name: str, as_json: bool) -> None:
     verb = "published" if new else "already published, nothing done:"
     text = (
         f"{verb} {summary['samples']:,} samples in {summary['shards']} shards at {corpus.folder}\n"
-        f"  outcomes: {describe(summary['outcomes'], most=20)}\n"
-        f"  dropped before: {describe(summary['dropped'], most=20)}\n"
+        f"  outcomes: {describe(summary['outcomes'])}\n"
+        f"  dropped before: {describe(summary['dropped'])}\n"
         f"  fingerprint: {summary['fingerprint']}"
     )
     answer(as_json, {"new": new, **summary}, text)

@@ -45,7 +45,7 @@ def fabricate() -> None:
 @click.option("--base-url", required=True, help="Where the pictures will be served.")
 @click.option("--scenes", type=click.IntRange(1), default=6400, help="Training scenes.")
 @click.option("--evaluation-scenes", type=click.IntRange(1), default=960, help="Held-out scenes.")
-@click.option("--seed", type=int, default=0)
+@click.option("--seed", type=int, default=0, help="Another seed, another corpus.")
 @click.option("--processes", type=click.IntRange(1), help="Drawing processes.  [default: one per core]")
 @json_option
 @click.pass_obj
@@ -71,7 +71,7 @@ def scenes(root: Path, name: str, as_json: bool, **options: Any) -> None:
 )
 @click.option("--base-url", required=True, help="Where the pictures will be served.")
 @click.option("--held-out-style", default="openmoji", help="The drawing style that training never sees.")
-@click.option("--seed", type=int, default=0)
+@click.option("--seed", type=int, default=0, help="Another seed, another corpus.")
 @json_option
 @click.pass_obj
 def emoji(root: Path, name: str, as_json: bool, **options: Any) -> None:

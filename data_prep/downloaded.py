@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus
-from data_prep.outcomes import LOST, OK, classify, tally
+from data_prep.outcomes import LOST, OK, classify, describe, tally
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file, write_json
 
@@ -126,9 +126,8 @@ def _all_failed(done: Done, folder: Path) -> str:
         "tls": "Check the certificates and the clock of this machine.",
     }
     main = max(done.outcomes, key=lambda cause: done.outcomes[cause])
-    causes = ", ".join(f"{number:,} {cause}" for cause, number in done.outcomes.items())
     return (
-        f"work item {done.item} failed as a whole: 0 of {done.rows:,} rows ({causes}). "
+        f"work item {done.item} failed as a whole: 0 of {done.rows:,} rows ({describe(done.outcomes)}). "
         f"{hints.get(main, 'If all of its URLs are really dead, plan with fewer, larger items.')} "
         f"Nothing is marked done; log: {folder / LOG}"
     )

@@ -71,7 +71,7 @@ def tally(*counts: Iterable[str] | Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def describe(counts: Mapping[str, int], most: int = 5) -> str:
+def describe(counts: Mapping[str, int], most: int = 20) -> str:
     """`412 http_404, 20 timeout, ...`, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     return ", ".join(f"{number:,} {cause}" for cause, number in ordered[:most]) or "none"
