@@ -130,7 +130,7 @@ def _texture(texture: str, polygons: list[Polygon], side: int) -> Image.Image:
                     x, y = left + step / 2, top + step / 2
                     pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
     for polygon in polygons:
-        pen.line([*polygon, polygon[0]], fill=0, width=round(side * _RIM))
+        pen.line([*polygon, polygon[0]], fill=0, width=round(side * _RIM), joint="curve")
     return tile.reduce(_OVERSAMPLING)
 
 
