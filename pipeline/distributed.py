@@ -117,7 +117,8 @@ def _join(world: World, timeout_seconds: float) -> None:
             timeout=timedelta(seconds=timeout_seconds),
             device_id=None if world.device.type == "cpu" else world.device,
         )
-    except dist.DistError as error:
+        dist.barrier()  # a rank that was done before the others are connected would break their connecting
+    except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"rank {world.rank} of {world.size} could not join the others at {address}:{port}: {reason}. "

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch.distributed", "pipeline.objectives"])
+_CONTEXT.set_forkserver_preload(["pytest", "torch.distributed", "pipeline.objectives"])
 
 
 def run_ranks(
@@ -85,6 +85,7 @@ def _entry(
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank), CUDA_VISIBLE_DEVICES="")
     import torch
 
+    from pipeline.collectives import barrier
     from pipeline.distributed import init, shutdown
 
     torch.set_num_threads(1)
@@ -92,6 +93,7 @@ def _entry(
         init(timeout_seconds=60)
         result = function(*args)
         (folder / f"{rank}.result").write_bytes(pickle.dumps(result))
+        barrier()
         shutdown()
     except BaseException:
         (folder / f"{rank}.error").write_text(f"rank {rank}: {traceback.format_exc()}")
