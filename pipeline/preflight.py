@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 
-OLDEST, NEWEST = (3, 10), (3, 13)
+OLDEST, NEWEST = (3, 11), (3, 13)
 INSTALL_GIB = 9  # torch with its CUDA packages is most of it
 
 

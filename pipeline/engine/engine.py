@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import deepspeed
-import deepspeed.comm.torch as deepspeed_torch_backend
 import torch
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from pipeline.objectives import Features, ObjectiveOutput, build_objective
 
 # DeepSpeed would compile a shared-memory all-reduce for CPU inference when it starts: a minute, and a compiler, for
 # an operation that training never calls.
-deepspeed_torch_backend.build_shm_op = lambda: None
+import_module("deepspeed.comm.torch").build_shm_op = lambda: None
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,14 +73,15 @@ def build_two_tower(config: ModelConfig, init_logit_scale: float) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         write_model_config(Path(folder), model_config)
         try:
-            return open_clip.create_model(
-                f"local-dir:{folder}",
-                load_weights=False,
-                pretrained_text=False,
-                output_dict=True,
-                nonscalar_logit_scale=True,
-                init_logit_scale=init_logit_scale,
-            )
+            with _quiet():
+                return open_clip.create_model(
+                    f"local-dir:{folder}",
+                    load_weights=False,
+                    pretrained_text=False,
+                    output_dict=True,
+                    nonscalar_logit_scale=True,
+                    init_logit_scale=init_logit_scale,
+                )
         except (TypeError, KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"model.config: open_clip cannot build this model: {error}") from error
 
@@ -102,6 +105,18 @@ def write_model_config(folder: Path, model_config: dict[str, Any]) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without open_clip's warnings that a new model has no weights: that is what was asked for."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
 def load_exported(folder: Path, device: torch.device) -> Exported:
     """Load a folder that `neuclip export` wrote (open_clip's `local-dir:` layout). Never runs code from it.
 
@@ -109,7 +124,9 @@ def load_exported(folder: Path, device: torch.device) -> Exported:
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} is not an exported model: {name} is missing. Make one with `neuclip export`.")
+            raise UserError(
+                f"{folder} is not an exported model: {name} is missing. Make one with `neuclip export`."
+            )
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", device=device)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")

@@ -87,8 +87,6 @@ class NeuCLIP(Objective):
                 tau_grad = tau_grad + through_tau
 
             metrics = {
-                "train/loss": loss,
-                "train/tau": tau.squeeze().clone(),
                 "train/log_normalizer_mean": log_g.mean(),
                 "train/r_mean": r.mean(),
                 "npn/alpha_mean": alpha.mean(),

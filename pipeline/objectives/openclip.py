@@ -46,8 +46,6 @@ class OpenCLIP(Objective):
             feature_grad = feature_gradient(batch, tau, log_g, log_weight=-log_sum - math.log(2 * batch.size))
             tau_grad = -((log_negatives - log_sum).exp() * mean_h).mean() / tau.squeeze()
             metrics = {
-                "train/loss": loss,
-                "train/tau": tau.squeeze().clone(),
                 "train/log_normalizer_mean": log_g.mean(),
                 "train/r_mean": r.mean(),
             }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
@@ -144,7 +144,7 @@ def _version(distribution: str) -> str | None:
 def _date(seconds: float | None) -> str | None:
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, tz=timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
 
 
 def _count(value: float) -> str:

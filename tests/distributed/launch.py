@@ -2,7 +2,7 @@
 
     results = run_ranks(4, check, 3, timeout_seconds=60)     # check(3) on each of 4 ranks
 
-Processes come from a fork server that has imported torch and the objectives once, so a launch costs a part
+Processes come from a fork server that has imported torch and DeepSpeed once, so a launch costs a part
 of a second; still, group what belongs together.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "torch.distributed", "pipeline.objectives"])
+_CONTEXT.set_forkserver_preload(["pytest", "pipeline.trainer"])
 
 
 def run_ranks(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -224,67 +227,97 @@ def test_zero2_on_two_ranks_equals_a_plain_loop(
         )
 
 
-def resume_after_damage(config: RunConfig, folder: Path) -> int:
-    trainer = Trainer(config, folder / "train", here())
-    return trainer.progress.step
+def resume(config: RunConfig, folder: Path) -> tuple[int, str]:
+    """The step that a new life starts from, and what it warned of."""
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logging.getLogger("pipeline").addHandler(handler)
+    step = Trainer(config, folder / "train", here()).progress.step
+    logging.getLogger("pipeline").removeHandler(handler)
+    return step, said.getvalue()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "no COMPLETE"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    noise_corpus: Path, tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    config = config_of(noise_corpus, "train.steps=6")
-    run_ranks(1, fit, config, tmp_path)
-    newest = tmp_path / "train/checkpoints/step-00000006"
-    victim = max(newest.glob("*optim_states.pt"))
+def hurt(tag: Path, damage: str) -> None:
+    victim = max(tag.glob("*optim_states.pt"))
     if damage == "truncate":
         os.truncate(victim, victim.stat().st_size - 1)
     elif damage == "flip":
-        with open(victim, "r+b") as stream:
-            stream.seek(1000)
-            byte = stream.read(1)
-            stream.seek(1000)
-            stream.write(bytes([byte[0] ^ 1]))
+        content = bytearray(victim.read_bytes())
+        content[1000] ^= 1
+        victim.write_bytes(content)
     elif damage == "delete":
         victim.unlink()
-    else:
-        (newest / "COMPLETE").unlink()
-    assert run_ranks(1, resume_after_damage, config, tmp_path) == [3]
-    if damage != "no COMPLETE":
-        assert "CHECKPOINT DAMAGED" in capfd.readouterr().err
+    elif damage == "no COMPLETE":
+        (tag / "COMPLETE").unlink()
+    elif damage == "empty COMPLETE":
+        (tag / "COMPLETE").write_text("")
 
 
-def test_another_run_or_world_is_refused(noise_corpus: Path, lives: tuple[Path, dict[str, Any]]) -> None:
+DAMAGES = {
+    "truncate": "bytes, not",
+    "flip": "does not match its sha256",
+    "delete": "is missing",
+    "empty COMPLETE": "COMPLETE is unreadable",
+    "no COMPLETE": "",  # a save that was killed: nothing to warn of
+}
+
+
+def resume_after_each_damage(config: RunConfig, folder: Path) -> dict[str, tuple[int, str]]:
+    fit(config, folder / "whole")
+    found = {"none": resume(config, folder / "whole")}
+    for damage in DAMAGES:
+        shutil.copytree(folder / "whole", folder / damage)
+        hurt(folder / damage / "train/checkpoints/step-00000006", damage)
+        found[damage] = resume(config, folder / damage)
+    return found
+
+
+def test_a_damaged_checkpoint_falls_back_loudly_to_the_one_before(noise_corpus: Path, tmp_path: Path) -> None:
+    (found,) = run_ranks(1, resume_after_each_damage, config_of(noise_corpus, "train.steps=6"), tmp_path)
+    assert found.pop("none") == (6, "")
+    for damage, (step, said) in found.items():
+        assert step == 3, damage
+        assert DAMAGES[damage] in said
+        assert ("CHECKPOINT DAMAGED" in said) == (damage != "no COMPLETE")
+
+
+def refusal(config: RunConfig, folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        Trainer(config, folder / "train", here())
+    return str(caught.value)
+
+
+def refusals(corpus: Path, folder: Path, whole: Path) -> dict[str, str]:
+    same = "train.log_every_steps=1"
+    return {
+        "recipe": refusal(config_of(corpus, same, "optimizer.lr=0.5"), whole),
+        "batch": refusal(config_of(corpus, "train.processes=1", "train.global_batch_size=13"), folder),
+        "duration": refusal(config_of(corpus, "train.steps=null", "train.samples=5"), folder),
+    }
+
+
+def test_what_cannot_go_on_is_refused_with_the_reason(
+    noise_corpus: Path, lives: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     whole = lives[0] / "whole"
-    config = config_of(noise_corpus, "train.log_every_steps=1")
-    with pytest.raises(RuntimeError, match="saved by 2 ranks and this run has 1"):
-        run_ranks(1, resume_after_damage, config, whole)
-    other = config_of(noise_corpus, "train.log_every_steps=1", "optimizer.lr=0.5")
-    with pytest.raises(RuntimeError, match=re.escape("optimizer.lr: 0.001 -> 0.5")):
-        run_ranks(2, resume_after_damage, other, whole)
+    (said, _) = run_ranks(2, refusals, noise_corpus, tmp_path, whole)
+    assert "optimizer.lr: 0.001 -> 0.5" in said["recipe"]
+    assert "train.global_batch_size=13 cannot be split over 2 ranks" in said["batch"]
+    assert "less than one global batch of 12" in said["duration"]
+    (alone,) = run_ranks(1, refusal, config_of(noise_corpus, "train.log_every_steps=1"), whole)
+    assert "saved by 2 ranks and this run has 1" in alone
 
 
 def diverge(config: RunConfig, folder: Path) -> str:
     trainer = Trainer(config, folder / "train", here())
     with torch.no_grad():
         trainer.engine.module.towers.text_projection.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"step 1: train/(loss|grad_norm) is nan") as caught:
+    with pytest.raises(UserError) as caught:
         trainer.fit(NullTracker())
     return str(caught.value)
 
 
 def test_a_run_that_is_not_finite_stops_before_it_is_saved(noise_corpus: Path, tmp_path: Path) -> None:
-    run_ranks(1, diverge, config_of(noise_corpus, "checkpoint.every_steps=1"), tmp_path)
+    (said,) = run_ranks(1, diverge, config_of(noise_corpus, "checkpoint.every_steps=1"), tmp_path)
+    assert re.match(r"step 1: train/(loss|grad_norm) is nan", said)
     assert not (tmp_path / "train/checkpoints").exists()
-
-
-def indivisible(config: RunConfig, folder: Path) -> str:
-    with pytest.raises(
-        UserError, match=r"train\.global_batch_size=13 cannot be split over 2 ranks"
-    ) as caught:
-        Trainer(config, folder / "train", here())
-    return str(caught.value)
-
-
-def test_a_batch_that_the_ranks_do_not_divide_is_refused(noise_corpus: Path, tmp_path: Path) -> None:
-    run_ranks(2, indivisible, config_of(noise_corpus, "train.global_batch_size=13"), tmp_path)
