@@ -43,11 +43,11 @@ def caption(scene: Scene, rng: random.Random, detailed: bool = False) -> str:
     nouns = [_noun_phrase(rng, group, detailed) for group in scene.groups]
     body, clause = _one(rng, scene, nouns[0]) if scene.relation is None else _two(rng, scene, nouns)
     style = rng.random()
-    if style < 0.5:
+    if style < 0.35:
         text = f"{body} on {background}"
-    elif style < 0.65 and not clause:
+    elif style < 0.5 and not clause:
         text = f"{background} with {body}"
-    elif style < 0.8 and not clause:
+    elif style < 0.65 and not clause:
         text = rng.choice(_FRAMES).format(body)
     else:
         text = body

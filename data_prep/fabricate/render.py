@@ -21,7 +21,7 @@ Colour = tuple[int, int, int]
 
 _OVERSAMPLING = 4
 _MARGIN = 0.03  # of the central square, around it and between two groups
-_DIAMETER = {"small": (0.19, 0.225), "large": (0.36, 0.44)}  # of the central square's side
+_DIAMETER = {"small": (0.24, 0.28), "large": (0.38, 0.445)}  # of the central square's side
 _RIM = 0.12  # of an object's diameter, half of it inside the outline
 _TILT = math.radians(12)
 _ENCODING: dict[str, dict[str, Any]] = {

@@ -53,12 +53,13 @@ SEEN: tuple[Pair, ...] = tuple(
 
 _LEGIBLE_DISTANCE = 115  # RGB distance below which an object drowns in its background
 _ASPECTS = (1.0, 1.0, 4 / 3, 3 / 2)
+_TEXTURE_WEIGHTS = (0.55, 0.15, 0.15, 0.15)
 _FORMAT_WEIGHTS = (0.6, 0.2, 0.2)
 
 
 @dataclass(frozen=True)
 class Group:
-    """`count` equal objects (1 to 4)."""
+    """`count` equal objects: 1 to 4, alone in a picture; 1 to 3 in half of one."""
 
     count: int
     size: str
@@ -165,9 +166,9 @@ def _scene(
 
 def _group(rng: random.Random, pair: Pair, counts: Sequence[int], crowded: bool) -> Group:
     size = rng.choice(SIZES)
-    if crowded and size == "large":  # half a picture has room for two large objects
-        counts = [count for count in counts if count <= 2]
-    return Group(rng.choice(counts), size, rng.choice(TEXTURES), *pair)
+    if crowded:  # half a picture has room for so many
+        counts = [count for count in counts if count <= {"small": 3, "large": 2}[size]]
+    return Group(rng.choice(counts), size, rng.choices(TEXTURES, _TEXTURE_WEIGHTS)[0], *pair)
 
 
 def _dimensions(rng: random.Random) -> tuple[int, int]:
