@@ -15,6 +15,7 @@ import click
 
 from pipeline import __version__
 from pipeline.errors import UserError
+from pipeline.processes import die_with_parent
 
 OVERRIDES = """\b
 Settings are given as key=value with dotted keys, on top of the recipe:
@@ -50,6 +51,10 @@ def main() -> None:
     \b
     Each stage is a command of its own, `data-prep` before these: train, export, evaluate, report.
     """
+    if (
+        "RANK" in os.environ
+    ):  # a launcher's worker; torchrun starts them in sessions that a kill of it does not reach
+        die_with_parent(os.getppid())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
 

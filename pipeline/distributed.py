@@ -17,10 +17,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import UserError
-from pipeline.processes import die_with_parent
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LAUNCHER_PID = "NEUCLIP_LAUNCHER_PID"
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ def world_size() -> int:
 def init(timeout_seconds: float = 1800) -> World:
     """Join the process group that the environment describes (nccl on CUDA, gloo on CPU); may be called again.
 
-    A process that a launcher started also dies with it, whatever its session.
     timeout_seconds: how long to wait for the other ranks, at the start and in every collective.
     Raises UserError when variables are missing or wrong, or when the ranks do not find each other.
     """
@@ -54,7 +51,6 @@ def init(timeout_seconds: float = 1800) -> World:
     rank, local_rank, size = _read(os.environ) if launched else (0, 0, 1)
     world = World(rank, local_rank, size, _device(local_rank))
     if launched and not dist.is_initialized():
-        _die_with_launcher()
         _join(world, timeout_seconds)
     return world
 
@@ -63,15 +59,6 @@ def shutdown() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _die_with_launcher() -> None:
-    """See to it that a killed launcher leaves no trainers that go on writing.
-
-    torchrun starts its workers in sessions of their own: a signal to its process group does not reach them. One
-    that died before this call is noticed where it had put its process id into NEUCLIP_LAUNCHER_PID.
-    """
-    die_with_parent(int(os.environ.get(LAUNCHER_PID) or os.getppid()))
 
 
 def _read(environment: Mapping[str, str]) -> tuple[int, int, int]:
