@@ -21,11 +21,11 @@ import pyarrow as pa
 from data_prep.corpus import Corpus, Fetch, Images
 from data_prep.deal import ITEM_SCHEMA
 from data_prep.downloaded import LOG, Done, claim, read_done, remove_unfinished, write_done
-from data_prep.locks import exclusive
 from data_prep.plan import Plan, read_item, read_plan
 from data_prep.progress import Report, silent
 from data_prep.workers import worker_pool
 from pipeline.errors import UserError
+from pipeline.locks import exclusive
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus, Images
 from data_prep.deal import ITEM_SCHEMA, deal
-from data_prep.locks import exclusive
 from data_prep.outcomes import describe
 from data_prep.progress import Report, silent
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_json, sha256_file, write_json
+from pipeline.locks import exclusive
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus
 from data_prep.downloaded import read_done
-from data_prep.locks import exclusive
 from data_prep.manifest import read_manifest, summarise, write_manifest
 from data_prep.outcomes import OK, tally
 from data_prep.plan import Plan, read_plan
@@ -17,6 +16,7 @@ from data_prep.rows import work_item
 from data_prep.verify import Verified, read_verified, shard_problem
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.locks import exclusive
 
 
 def publish(corpus: Corpus) -> tuple[dict[str, Any], bool]:

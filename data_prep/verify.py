@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus
 from data_prep.downloaded import Done, read_done, shard_files
-from data_prep.locks import exclusive
 from data_prep.outcomes import tally
 from data_prep.plan import Plan, read_item, read_plan
 from data_prep.progress import Report, silent
@@ -30,6 +29,7 @@ from data_prep.shard import Sample, index_path, read_at, write_shard
 from data_prep.workers import worker_pool
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, fingerprint, read_json, sha256_file, write_json
+from pipeline.locks import exclusive
 
 OUTCOME_SCHEMA = pa.schema(
     [("uid", pa.string()), ("url", pa.string()), ("outcome", pa.string()), ("detail", pa.string())]

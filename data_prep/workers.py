@@ -1,21 +1,18 @@
 """Worker processes that never outlive the process that started them.
 
-A killed parent must not leave workers that go on writing into files that the next run takes over. Linux can
-tell a process that its parent is gone (prctl PR_SET_PDEATHSIG); every worker asks for SIGKILL then.
+A killed parent must not leave workers that go on writing into files that the next run takes over.
 """
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-PR_SET_PDEATHSIG = 1
+from pipeline.processes import die_with_parent
 
 
 def worker_pool(
@@ -31,12 +28,7 @@ def worker_pool(
 
 
 def _start(parent: int, start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C reaches the whole group: end without a traceback each
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group: no traceback of each
     if start is not None:
         start(*arguments)

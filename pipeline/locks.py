@@ -1,4 +1,8 @@
-"""One process at a time: advisory file locks that vanish with their holder, however it dies."""
+"""One process at a time: advisory file locks that vanish with their holder, however it dies.
+
+Lock files stay behind; only the kernel's lock on them counts. (Shared file systems must support flock: Lustre wants
+`-o flock`.)
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,7 @@ from pipeline.errors import UserError
 
 @contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`, or raise UserError that says who holds it.
-
-    The file stays behind; only the kernel's lock on it counts, and that ends with the process. (Shared file
-    systems must support flock: Lustre wants `-o flock`.)
-    """
+    """Hold the lock file `path`, or raise UserError that says who holds it. what: the thing, for the message."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as stream:
         try:
@@ -33,4 +33,13 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
+        yield
+
+
+@contextmanager
+def taking_turns(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, after whoever holds it now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
         yield

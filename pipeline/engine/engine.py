@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -23,7 +24,8 @@ from pipeline.objectives import Features, ObjectiveOutput, build_objective
 
 # DeepSpeed would compile a shared-memory all-reduce for CPU inference when it starts: a minute, and a compiler, for
 # an operation that training never calls.
-import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+_comm_backend: Any = import_module("deepspeed.comm.torch")
+_comm_backend.build_shm_op = lambda: None
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
+from pipeline.locks import taking_turns
 from pipeline.tracking.base import Status
-from pipeline.tracking.turns import taking_turns
 
 _STATUS: dict[Status, str] = {"finished": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
 _SQLITE = "sqlite:///"

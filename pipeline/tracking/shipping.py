@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from pipeline.locks import taking_turns
 from pipeline.tracking.base import Status
 from pipeline.tracking.jsonl import iterate_points
 from pipeline.tracking.mlflow import METRICS_PER_BATCH, MetricPoint, MlflowRuns, valid_name
-from pipeline.tracking.turns import taking_turns
 
 
 class MlflowTracker:

@@ -22,7 +22,6 @@ from PIL import Image
 import data_prep.verify
 from data_prep.corpus import Corpus, CorpusDefinition
 from data_prep.downloaded import claim, is_finished, read_done, remove_unfinished, shard_files, write_done
-from data_prep.locks import exclusive
 from data_prep.manifest import read_manifest
 from data_prep.plan import Plan, make_plan, read_item, read_plan
 from data_prep.publish import publish
@@ -31,6 +30,7 @@ from data_prep.stored import BadImage, check_image
 from data_prep.verify import verify
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
+from pipeline.locks import exclusive
 
 ROWS, DOWNLOAD_SHARD = 20, 8
 Entry = dict[str, Any]  # a planned row with its record, and what img2dataset stored of it
