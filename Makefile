@@ -21,10 +21,10 @@ demo: setup
 	$(BIN)/neuclip demo --workdir $(DEMO)
 
 test: setup lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-fast: setup lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest --numprocesses auto --dist loadfile -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

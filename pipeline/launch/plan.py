@@ -29,6 +29,7 @@ def freeze(config: RunConfig, run_dir: Path) -> RunPaths:
     Raises UserError, with what differs, when the directory was made by another plan or is no run directory.
     """
     run_dir = run_dir.resolve()
+    config = _with_absolute_paths(config)
     standing = run_dir / "plan.json"
     if standing.exists():
         return _continue(config, run_dir)
@@ -71,6 +72,17 @@ def free_port() -> int:
                 continue
             return port
     raise UserError("no free port on localhost: 50 tries failed; end some servers, or set corpus.port")
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The folders that the recipe names, wherever the command is given from. Raises UserError when one is missing."""
+    for key, folder in (("data", config.data), ("evaluate.data", config.evaluate.data)):
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(f"{config.name}: no folder {folder}: give one with {key}=PATH")
+    data = str(Path(config.data).resolve()) if config.data else None
+    evaldata = str(Path(config.evaluate.data).resolve()) if config.evaluate.data else None
+    evaluate = config.evaluate.model_copy(update={"data": evaldata})
+    return config.model_copy(update={"data": data, "evaluate": evaluate})
 
 
 def _continue(config: RunConfig, run_dir: Path) -> RunPaths:

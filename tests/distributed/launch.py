@@ -25,7 +25,7 @@ _CONTEXT.set_forkserver_preload(["pytest", "pipeline.trainer"])
 
 
 def run_ranks(
-    world_size: int, function: Callable[..., Any], *args: Any, timeout_seconds: float = 120
+    world_size: int, function: Callable[..., Any], *args: Any, timeout_seconds: float = 300
 ) -> list[Any]:
     """What `function(*args)` returned on each rank, in rank order; the process group is up while it runs.
 
