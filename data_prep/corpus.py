@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from glob import escape, glob
 from pathlib import Path
 
 import yaml
@@ -49,8 +51,8 @@ class CorpusDefinition(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     title: str
     licence: str
-    source: str  # where the metadata comes from
-    metadata: str = "metadata/*.parquet"  # glob, relative to the corpus folder
+    source: str = "not stated"  # where the metadata comes from
+    metadata: str = "metadata/*.parquet"  # glob, absolute or relative to the corpus folder
     columns: Columns = Columns()
     images: Images = Images()
     fetch: Fetch = Fetch()
@@ -86,6 +88,24 @@ class Corpus:
     def shard(self, item: int, number: int) -> Path:
         return self.folder / "shards" / f"{item:05d}-{number:03d}.tar"
 
+    def metadata_files(self) -> dict[str, Path]:
+        """The Parquet files to plan, by the names under which the plan records them, in order.
+
+        Inside the folder a name is relative to it, so that a corpus may be moved as a whole.
+        Raises UserError when the pattern finds nothing.
+        """
+        folder = Path(os.path.abspath(self.folder))
+        pattern = os.path.join(escape(str(folder)), self.definition.metadata)
+        found = (Path(os.path.normpath(path)) for path in glob(pattern, recursive=True))
+        files = sorted(path for path in found if path.is_file())
+        if not files:
+            raise UserError(
+                f"no metadata at {folder / self.definition.metadata}: put the Parquet files with URLs and "
+                f"captions there, or say in the definition's `metadata` where they are "
+                f"(source: {self.definition.source})"
+            )
+        return {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in files}
+
     def lock(self, what: str) -> Path:
         return self.folder / "locks" / what
 
@@ -116,7 +136,7 @@ def open_corpus(name: str, root: Path) -> Corpus:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         definition = read_definition(path)
-        return Corpus(root / definition.name, definition)
+        return _beside(path.parent, Corpus(root / definition.name, definition))
     for folder in (root / name, path):
         if (folder / "corpus.yaml").is_file():
             return Corpus(folder, read_definition(folder / "corpus.yaml"))
@@ -127,6 +147,15 @@ def open_corpus(name: str, root: Path) -> Corpus:
         f"no corpus {name!r}: shipped are {', '.join(shipped_names())}; otherwise give a YAML definition, or "
         f"a folder with a corpus.yaml (looked for {root / name / 'corpus.yaml'} too)"
     )
+
+
+def _beside(home: Path, corpus: Corpus) -> Corpus:
+    """The corpus of a YAML file in `home`: a pattern that the file gives is relative to it, not to the folder."""
+    home, pattern = Path(os.path.abspath(home)), corpus.definition.metadata
+    if "metadata" not in corpus.definition.model_fields_set or home == Path(os.path.abspath(corpus.folder)):
+        return corpus
+    update = {"metadata": os.path.join(escape(str(home)), pattern)}
+    return replace(corpus, definition=corpus.definition.model_copy(update=update))
 
 
 def read_definition(path: Path) -> CorpusDefinition:

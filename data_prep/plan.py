@@ -54,9 +54,7 @@ class Plan:
         chosen = list(range(self.tasks)) if items is None else list(items)
         for item in chosen:
             if not 0 <= item < self.tasks:
-                raise UserError(
-                    f"no work item {item}: the plan of {self.corpus} has items 0 to {self.tasks - 1}"
-                )
+                raise UserError(f"no work item {item}: the plan of {self.corpus} has items 0 to {self.tasks - 1}")
         return chosen
 
     def request(self) -> dict[str, Any]:
@@ -83,9 +81,7 @@ def read_item(corpus: Corpus, plan: Plan, item: int) -> pa.Table:
     """
     path = corpus.plan_item(item)
     if not _intact(corpus.folder, plan.items[item]):
-        raise UserError(
-            f"{path} is missing or not what was planned: run `data-prep plan` again, it mends that"
-        )
+        raise UserError(f"{path} is missing or not what was planned: run `data-prep plan` again, it mends that")
     return pq.read_table(path, schema=ITEM_SCHEMA)
 
 
@@ -97,13 +93,13 @@ def make_plan(
     dry_run: find out everything, write nothing into the corpus. report: called with (rows read, rows in all).
     Raises UserError when another plan is in force (with the differences) or no row is usable.
     """
-    metadata = _metadata_files(corpus)
+    metadata = corpus.metadata_files()
     wanted = _request(
         corpus.definition.name,
         tasks,
         samples_per_shard,
         {name: getattr(corpus.definition, name).model_dump(mode="json") for name in ("columns", "images")},
-        {str(path.relative_to(corpus.folder)): sha256_file(path) for path in metadata},
+        {name: sha256_file(path) for name, path in metadata.items()},
     )
     with ExitStack() as stack:
         if not dry_run:
@@ -115,7 +111,7 @@ def make_plan(
                 return plan, False
         scratch = Path(stack.enter_context(_scratch(None if dry_run else corpus.folder)))
         target = scratch if dry_run else corpus.folder
-        plan = _build(corpus, metadata, wanted, scratch, target, report)
+        plan = _build(corpus, list(metadata.values()), wanted, scratch, target, report)
         if not dry_run:
             corpus.save_definition()
             write_json(corpus.plan_file, asdict(plan))
@@ -135,9 +131,7 @@ def _build(
             f"dropped: {describe(dropped)}"
         )
     digest = fingerprint([wanted, items])
-    return Plan(
-        fingerprint=digest, rows_read=rows_read, rows_planned=planned, dropped=dropped, items=items, **wanted
-    )
+    return Plan(fingerprint=digest, rows_read=rows_read, rows_planned=planned, dropped=dropped, items=items, **wanted)
 
 
 @contextmanager
@@ -153,17 +147,6 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="data-prep-") as name:
         yield Path(name)
-
-
-def _metadata_files(corpus: Corpus) -> list[Path]:
-    pattern = corpus.definition.metadata
-    files = sorted(path for path in corpus.folder.glob(pattern) if path.is_file())
-    if not files:
-        raise UserError(
-            f"no metadata at {corpus.folder / pattern}: put the Parquet files with URLs and captions there "
-            f"(source: {corpus.definition.source})"
-        )
-    return files
 
 
 def _request(

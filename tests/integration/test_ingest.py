@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,6 +38,7 @@ from data_prep.shard import read_at, read_index
 from pipeline.files import sha256_file
 
 TASKS, SAMPLES_PER_SHARD, IMAGE_SIZE = 2, 12, 96
+REPOSITORY = Path(__file__).parents[2]
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF"}
 TROUBLE = {  # path -> the outcome that it should have
     "/missing.jpg": "http_404",
@@ -119,9 +122,7 @@ class Handler(BaseHTTPRequestHandler):
                 case path:
                     self.answer(200, web.images[path])
 
-    def answer(
-        self, status: int, body: bytes, length: int | None = -1, headers: dict[str, str] | None = None
-    ) -> None:
+    def answer(self, status: int, body: bytes, length: int | None = -1, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         if length is not None:
             self.send_header("Content-Length", str(len(body) if length < 0 else length))
@@ -228,11 +229,7 @@ def path_of(url: str) -> str:
 
 def test_every_row_is_accounted_for_by_its_cause(finished: Path, web: Web) -> None:
     corpus = finished / "web"
-    rows = [
-        row
-        for item in range(TASKS)
-        for row in pq.read_table(corpus / f"outcomes/{item:05d}.parquet").to_pylist()
-    ]
+    rows = [row for item in range(TASKS) for row in pq.read_table(corpus / f"outcomes/{item:05d}.parquet").to_pylist()]
     expected = {path: TROUBLE.get(path, "ok") for path in planned_paths(web)}
     assert len(rows) == len(expected)
     assert {path_of(row["url"]): row["outcome"] for row in rows} == expected
@@ -343,9 +340,7 @@ def assert_same_corpus(root: Path, reference: Path) -> None:
     for shard in range(len(ours.paths)):
         assert sha256_file(ours.shard_path(shard)) == sha256_file(theirs.shard_path(shard))
     assert not list(root.rglob("*.tmp"))
-    assert {p.name for p in (root / "web/shards").iterdir()} == {
-        p.name for p in (reference / "web/shards").iterdir()
-    }
+    assert {p.name for p in (root / "web/shards").iterdir()} == {p.name for p in (reference / "web/shards").iterdir()}
 
 
 def test_a_changed_download_is_quarantined_and_fetched_again(copy: Path, finished: Path, web: Web) -> None:
@@ -384,6 +379,27 @@ def test_a_shard_cut_after_verification_is_refused_and_mended(copy: Path, finish
     succeed(copy, "verify", "web")
     succeed(copy, "manifest", "web")
     assert_same_corpus(copy, finished)
+
+
+def test_the_readme_block_works_as_printed(web: Web, tmp_path: Path) -> None:
+    """Only /data/birds, which a test cannot write, and the virtual environment are another."""
+    section = (REPOSITORY / "README.md").read_text().split("## Your own corpus")[1].split("\n## ")[0]
+    definition, shell = re.search(r"```yaml\n(.*?)```.*?```bash\n(.*?)```", section, re.DOTALL).groups()
+    assert "/data/birds/" in definition
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"URL": f"{web.url}/{n}.jpg", "TEXT": f"bird {n}"} for n in range(6)]
+    pq.write_table(pa.Table.from_pylist(rows), data / "birds.parquet")
+    (tmp_path / "birds.yaml").write_text(definition.replace("/data/birds", str(data)))
+    commands = [line for line in shell.splitlines() if line.startswith("data-prep ")]
+    assert [shlex.split(line)[1] for line in commands] == ["plan", "plan", "download", "verify", "manifest"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    for line in commands:
+        arguments = shlex.split(line, comments=True)[1:]
+        process = [sys.executable, "-m", "data_prep", *arguments]
+        subprocess.run(process, check=True, cwd=tmp_path, env=environment)
+    summary = json.loads((tmp_path / "corpora/birds/manifest.json").read_text())
+    assert (summary["ok"], summary["licence"]) == (6, "see birds.org/terms")
 
 
 def test_another_plan_is_refused_with_the_difference(copy: Path) -> None:

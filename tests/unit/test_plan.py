@@ -33,9 +33,7 @@ def corpus_at(folder: Path, *tables: Table, columns: Columns = Columns()) -> Cor
     (folder / "metadata").mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(tables):
         pq.write_table(pa.Table.from_pylist(rows), folder / "metadata" / f"{number}.parquet")
-    definition = CorpusDefinition(
-        name="toy", title="Toy", licence="CC0-1.0", source="a test", columns=columns
-    )
+    definition = CorpusDefinition(name="toy", title="Toy", licence="CC0-1.0", source="a test", columns=columns)
     return Corpus(folder, definition)
 
 
@@ -85,9 +83,7 @@ def test_no_separator_confusion_in_uids(url: str, caption: str, url2: str, capti
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 200])
-def test_every_usable_row_is_planned_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int
-) -> None:
+def test_every_usable_row_is_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
     monkeypatch.setattr(data_prep.rows, "BATCH_ROWS", 64)  # several batches
     rows = good_rows(500)
     bad = [{"url": None, "caption": "c"}, {"url": "x", "caption": "c"}]
@@ -229,9 +225,7 @@ def test_dry_run_finds_out_everything_and_writes_nothing(tmp_path: Path) -> None
             r"no column 'url' \(for the url\): it has URL, n",
         ),
         (
-            lambda folder: pq.write_table(
-                pa.table({"url": ["x"], "caption": [1]}), folder / "metadata/0.parquet"
-            ),
+            lambda folder: pq.write_table(pa.table({"url": ["x"], "caption": [1]}), folder / "metadata/0.parquet"),
             "'caption' holds int64, not text",
         ),
         (
@@ -273,12 +267,40 @@ def test_shipped_corpora_and_folders_open(tmp_path: Path) -> None:
         assert open_corpus(name, tmp_path) == demo
 
 
+def test_a_pattern_is_relative_to_the_yaml_that_gives_it(tmp_path: Path) -> None:
+    home, root = tmp_path / "mine [1]", tmp_path / "corpora"
+    (home / "rows/deep").mkdir(parents=True)
+    for number, path in enumerate((home / "rows/a.parquet", home / "rows/deep/b.parquet")):
+        pq.write_table(pa.Table.from_pylist(good_rows(5 + number)[5 * number :]), path)
+    yaml_file = home / "mine.yaml"
+    for pattern in ("rows/**/*.parquet", "../mine [[]1]/rows/**/*.parquet", f"{tmp_path}/mine*/**/*.parquet"):
+        yaml_file.write_text(f"name: mine\ntitle: Mine\nlicence: x\nmetadata: '{pattern}'\n")
+        given = open_corpus(str(yaml_file), root)
+        assert list(given.metadata_files().values()) == [home / "rows/a.parquet", home / "rows/deep/b.parquet"]
+        plan, _ = make_plan(given, tasks=1, samples_per_shard=10)
+        assert plan.rows_planned == 6
+        by_name = open_corpus("mine", root)  # the stored definition means the same files
+        assert by_name.metadata_files() == given.metadata_files()
+        shutil.rmtree(root)
+
+
+def test_a_corpus_that_moves_keeps_its_plan(tmp_path: Path) -> None:
+    """Metadata inside the folder, also by an absolute pattern, is named relative to it."""
+    fingerprints = []
+    for place in ("here", "there"):
+        corpus = corpus_at(tmp_path / place, good_rows(5))
+        for pattern in ("metadata/*.parquet", f"{tmp_path / place}/metadata/*.parquet"):
+            definition = corpus.definition.model_copy(update={"metadata": pattern})
+            plan, _ = make_plan(replace(corpus, definition=definition), tasks=1, samples_per_shard=10)
+            assert list(plan.inputs) == ["metadata/0.parquet"]
+            fingerprints.append(plan.fingerprint)
+    assert len(set(fingerprints)) == 1
+
+
 def test_definition_errors_name_the_nearest_key(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\ntitle: Mine\nlicence: x\nsource: y\nimages: {image_sise: 3}\n")
-    with pytest.raises(
-        UserError, match=r"mine\.yaml: unknown key 'images\.image_sise'.*'images\.image_size'"
-    ):
+    with pytest.raises(UserError, match=r"mine\.yaml: unknown key 'images\.image_sise'.*'images\.image_size'"):
         open_corpus(str(path), tmp_path)
     with pytest.raises(UserError, match="no corpus 'nothing': shipped are demo, emoji"):
         open_corpus("nothing", tmp_path)
