@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,9 +71,7 @@ def verify(
     plan = read_plan(corpus)
     downloaded = [item for item in plan.select(items) if read_done(corpus, item, plan.fingerprint)]
     if absent := sorted(set(items or ()) - set(downloaded)):
-        raise UserError(
-            f"work item {absent[0]} is not downloaded: run `data-prep download --task {absent[0]}`"
-        )
+        raise UserError(f"work item {absent[0]} is not downloaded: run `data-prep download --task {absent[0]}`")
     if not downloaded:
         raise UserError(f"nothing is downloaded at {corpus.folder}: run `data-prep download` first")
     total, rows_done, verdicts = sum(plan.items[item]["rows"] for item in downloaded), 0, []
@@ -134,17 +132,25 @@ def _verify_item(corpus: Corpus, plan: Plan, item: int) -> Verdict:
 
 
 def _quarantine(corpus: Corpus, item: int, proof: Proof) -> list[str]:
-    """Move damaged shards aside, after the item's claim to be done, so a kill in between leaves no lie."""
+    """Move damaged shards aside, then take back the item's claim to be done.
+
+    In this order: until the last file is gone the claim stands, and with it the record that the files fail, so
+    after a kill in between they are found out again. Without the claim they would be recorded anew, as sound.
+    """
+    for shard in proof.damaged:
+        # Statistics first: they say "finished".
+        _set_aside(corpus, item, reversed(shard_files(corpus.download(item), shard)))
     corpus.done_file(item).unlink()
+    return [f"item {item}: {reason}" for reason in proof.damaged.values()]
+
+
+def _set_aside(corpus: Corpus, item: int, paths: Iterable[Path]) -> None:
+    """Move those of `paths` that exist to the item's quarantine."""
     aside = corpus.folder / "quarantine" / f"{item:05d}"
     aside.mkdir(parents=True, exist_ok=True)
-    for shard in proof.damaged:
-        for path in reversed(
-            shard_files(corpus.download(item), shard)
-        ):  # statistics first: they say "finished"
-            if path.exists():
-                shutil.move(path, aside / path.name)
-    return [f"item {item}: {reason}" for reason in proof.damaged.values()]
+    for path in paths:
+        if path.exists():
+            shutil.move(path, aside / path.name)
 
 
 def _remove_leftovers(corpus: Corpus, item: int) -> None:
@@ -156,9 +162,7 @@ def _remove_leftovers(corpus: Corpus, item: int) -> None:
                 path.unlink()
 
 
-def _write_shards(
-    corpus: Corpus, item: int, samples: list[Proven], capacity: int
-) -> Iterator[dict[str, Any]]:
+def _write_shards(corpus: Corpus, item: int, samples: list[Proven], capacity: int) -> Iterator[dict[str, Any]]:
     for number, start in enumerate(range(0, len(samples), capacity)):
         part = samples[start : start + capacity]
         path = corpus.shard(item, number)
@@ -190,8 +194,6 @@ def _write_outcomes(corpus: Corpus, item: int, proof: Proof, planned: pa.Table) 
     rows = []
     for row in planned.to_pylist():
         outcome = proof.outcomes[row["uid"]]
-        rows.append(
-            {"uid": row["uid"], "url": row["url"], "outcome": outcome.cause, "detail": outcome.detail}
-        )
+        rows.append({"uid": row["uid"], "url": row["url"], "outcome": outcome.cause, "detail": outcome.detail})
     with atomic_open(corpus.outcomes(item)) as stream:
         pq.write_table(pa.Table.from_pylist(rows, OUTCOME_SCHEMA), stream, compression="zstd")

@@ -175,9 +175,7 @@ DAMAGE: dict[str, tuple[Callable[[list[Entry]], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_shard_that_contradicts_itself_is_quarantined(
-    toy: tuple[Corpus, Plan, list[Entry]], name: str
-) -> None:
+def test_a_shard_that_contradicts_itself_is_quarantined(toy: tuple[Corpus, Plan, list[Entry]], name: str) -> None:
     corpus, plan, rows = toy
     spoil, message = DAMAGE[name]
     sound = [dict(row) for row in rows]
@@ -224,6 +222,38 @@ def test_a_changed_file_is_quarantined(toy: tuple[Corpus, Plan, list[Entry]], sp
     assert verdict.record is None
     assert not is_finished(corpus.download(0), 2)
     assert is_finished(corpus.download(0), 1)
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_a_kill_during_quarantine_makes_no_damage_sound(
+    toy: tuple[Corpus, Plan, list[Entry]], monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    """Killed after so many moves (three files in all), then downloaded and verified as a user would go on."""
+    corpus, plan, rows = toy
+    downloaded(corpus, plan, 0, rows)
+    tar = shard_files(corpus.download(0), 1)[0]
+    content = bytearray(tar.read_bytes())
+    content[content.index(b"\xff\xd8\xff") + 700] ^= 1  # in an image, which may well decode
+    tar.write_bytes(content)
+    done = iter(range(3))
+
+    def move(source: Path, target: Path) -> None:
+        if next(done) == moves:
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data_prep.verify.shutil, "move", move)
+        if moves == 3:
+            patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            verify(corpus)
+    if read_done(corpus, 0, plan.fingerprint) is None:  # the download takes stock of what it finds finished
+        assert remove_unfinished(corpus.download(0), 3) == [1]
+    else:
+        assert verify(corpus)[0].damage
+        assert remove_unfinished(corpus.download(0), 3) == [1]
+    assert not tar.exists()
 
 
 def test_verifying_again_does_nothing_until_the_download_changes(
