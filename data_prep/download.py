@@ -94,7 +94,11 @@ def _download_item(
         for future in as_completed(running):
             future.result()
             advance(running[future])
-    except BrokenProcessPool as error:
+    except BaseException as error:
+        # The caller holds the item's lock: nobody may write into its folder any more when that is given up.
+        pool.shutdown(wait=True, cancel_futures=True)
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise UserError(
             f"a download process of work item {item} was killed (out of memory?). Finished shards are kept: "
             "run the same command again, with fewer --processes or --threads if it happens again. "
