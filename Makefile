@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
+# Where this is set, every process would compile torch and the rest anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test test-fast lint bench lock clean
 
 setup: $(VENV)/.installed

@@ -91,9 +91,7 @@ class NormalizerError:
             output.features, batch.sample_index, estimate, self._features, self._index, output.tau, eps
         )
         mse = collectives.all_reduce(error.mse.reshape(1), "mean")
-        variance = (
-            collectives.all_reduce(error.standard_error.square().reshape(1), "mean") / trainer.world.size
-        )
+        variance = collectives.all_reduce(error.standard_error.square().reshape(1), "mean") / trainer.world.size
         trainer.metrics.record("npn/log_normalizer_mse", mse)
         trainer.metrics.record("npn/log_normalizer_mse_se", variance.sqrt())
 
@@ -101,15 +99,13 @@ class NormalizerError:
 class Logging:
     """Reduces the metrics every so many steps and hands them to the tracker."""
 
-    def __init__(self, every_steps: int) -> None:
+    def __init__(self, every_steps: int, first_step: int) -> None:
         self._every = every_steps
-        self._last_step: int | None = None
+        self._last_step = first_step
         self._last_time = time.perf_counter()
 
     def before_step(self, trainer: Trainer) -> None:
-        if self._last_step is None:
-            self._last_step = trainer.progress.step
-            self._last_time = time.perf_counter()
+        pass
 
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
         for name, value in output.metrics.items():
@@ -117,7 +113,6 @@ class Logging:
         step = trainer.progress.step
         if step % self._every and step != trainer.total_steps:
             return
-        assert self._last_step is not None
         if trainer.world.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()

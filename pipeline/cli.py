@@ -51,9 +51,7 @@ def main() -> None:
     \b
     Each stage is a command of its own, `data-prep` before these: train, export, evaluate, report.
     """
-    if (
-        "RANK" in os.environ
-    ):  # a launcher's worker; torchrun starts them in sessions that a kill of it does not reach
+    if "RANK" in os.environ:  # a launcher's worker; torchrun starts them in sessions that a kill of it does not reach
         die_with_parent(os.getppid())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
@@ -77,9 +75,7 @@ _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 @main.command()
 @_workdir
-@click.option(
-    "--quick", is_flag=True, help="A tenth of the images and steps: shows that everything works, not scores."
-)
+@click.option("--quick", is_flag=True, help="A tenth of the images and steps: shows that everything works, not scores.")
 @_jobs
 @_overrides
 def demo(workdir: Path, quick: bool, jobs: int, overrides: tuple[str, ...]) -> None:
@@ -123,9 +119,7 @@ def _run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> N
 
 @main.command(epilog=OVERRIDES)
 @click.argument("recipe")
-@click.option(
-    "--run-dir", required=True, type=click.Path(path_type=Path), help="Run directory; writes RUN/train."
-)
+@click.option("--run-dir", required=True, type=click.Path(path_type=Path), help="Run directory; writes RUN/train.")
 @_overrides
 def train(recipe: str, run_dir: Path, overrides: tuple[str, ...]) -> None:
     """Train RECIPE's model on a published corpus, or go on where it stopped.
@@ -174,13 +168,9 @@ def export(checkpoint: Path, out: Path) -> None:
 )
 @click.option("--tasks", default="all", show_default=True, help="Names separated by commas, or all.")
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
-@click.option(
-    "--workers", default=1, show_default=True, type=click.IntRange(0), help="Processes that decode images."
-)
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(0), help="Processes that decode images.")
 @click.option("--force", is_flag=True, help="Repeat tasks whose result stands.")
-def evaluate(
-    model: Path, data: Path, out: Path, tasks: str, batch_size: int, workers: int, force: bool
-) -> None:
+def evaluate(model: Path, data: Path, out: Path, tasks: str, batch_size: int, workers: int, force: bool) -> None:
     """Evaluate an exported MODEL on tasks in DataComp's formats.
 
     A result that stands (same weights, task, data and code) is kept. A task that fails does not stop the others;
@@ -192,9 +182,7 @@ def evaluate(
 
     chosen: Any = tasks if tasks == "all" else tasks.split(",")
     with task_progress() as progress:
-        evaluate(
-            model, data, out, chosen, batch_size=batch_size, workers=workers, force=force, progress=progress
-        )
+        evaluate(model, data, out, chosen, batch_size=batch_size, workers=workers, force=force, progress=progress)
     summary = aggregate(out, data, chosen)
     for task, entry in summary["scores"].items():
         click.echo(f"{task:32} {entry['main_metric']:24} {entry['score']:.4f}   chance {entry['chance']:.4f}")

@@ -9,31 +9,55 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from pipeline.errors import UserError
+
+GRACE_SECONDS = 15  # forked children of a killed holder live on for up to 5 s
 
 
 @contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path`, or raise UserError that says who holds it. what: the thing, for the message."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + GRACE_SECONDS
     with open(path, "a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        while not _try_lock(stream):
             stream.seek(0)
             holder = stream.read().strip() or "another process"
+            if _is_dead(holder) and time.monotonic() < deadline:
+                time.sleep(0.2)  # a child that it forked still has the lock, and is about to notice
+                continue
             raise UserError(
                 f"{what} is in use by {holder}: two processes on it would tear each other's files. "
                 "Wait for it, or end it first."
-            ) from error
+            )
         stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.write(_name(os.getpid()))
         stream.flush()
         yield
+
+
+def _try_lock(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _name(pid: int) -> str:
+    return f"process {pid} on {socket.gethostname()}"
+
+
+def _is_dead(holder: str) -> bool:
+    """Whether `holder` names a process of this machine that is gone."""
+    pid = holder.split()[1] if holder.startswith("process ") else ""
+    return pid.isdigit() and holder == _name(int(pid)) and not Path(f"/proc/{pid}").exists()
 
 
 @contextmanager

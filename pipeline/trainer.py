@@ -104,7 +104,10 @@ class Trainer:
         iterator = iter(batches)
         while True:
             started = time.perf_counter()
-            batch = next(iterator, None)
+            try:
+                batch = next(iterator, None)
+            except UserError as error:  # from a worker it comes with the worker's traceback before the message
+                raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None
             if batch is None:
                 return
             batch = batch.to(self.world.device)
@@ -116,7 +119,7 @@ class Trainer:
         return [
             Health(config.loader.max_failure_rate),
             NormalizerError(self),
-            Logging(config.train.log_every_steps),
+            Logging(config.train.log_every_steps, self.progress.step),
             Saving(config.checkpoint.every_steps, config.checkpoint.every_minutes),
         ]
 
@@ -143,9 +146,7 @@ def total_steps(config: RunConfig, samples_per_epoch: int) -> int:
     return steps
 
 
-def refuse_other_run(
-    state: dict[str, Any], config: RunConfig, manifest_fingerprint: str, folder: Path
-) -> None:
+def refuse_other_run(state: dict[str, Any], config: RunConfig, manifest_fingerprint: str, folder: Path) -> None:
     """Raise UserError, with what differs, unless the checkpoint was made by this recipe on this corpus."""
     saved, wanted = _what_decides(state["config"]), _what_decides(config.model_dump(mode="json"))
     lines = differences(saved, wanted)
@@ -165,8 +166,7 @@ def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
         **{key: config[key] for key in ("seed", "model", "objective", "temperature", "optimizer")},
         "objectives": {objective: config["objectives"].get(objective, {})},
         "train": {
-            key: config["train"][key]
-            for key in ("global_batch_size", "samples", "epochs", "steps", "precision")
+            key: config["train"][key] for key in ("global_batch_size", "samples", "epochs", "steps", "precision")
         },
         "loader": {key: config["loader"][key] for key in ("lanes", "shuffle_window", "crop_scale")},
     }

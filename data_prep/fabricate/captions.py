@@ -94,7 +94,7 @@ def _verb(group: Group) -> str:
 
 def _noun_phrase(rng: random.Random, group: Group, detailed: bool) -> str:
     adjectives, suffix = [], ""
-    if detailed or rng.random() < 0.75:
+    if detailed or rng.random() < 0.6:
         adjectives.append(rng.choice(_SIZES[group.size]))
     if group.texture != "plain" and (detailed or rng.random() < 0.85):
         word, phrase = _TEXTURES[group.texture]

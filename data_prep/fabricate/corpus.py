@@ -73,9 +73,7 @@ def fabricate_scenes(
     Raises UserError for fewer evaluation scenes than the tasks need.
     """
     if evaluation_scenes < SMALLEST:
-        raise UserError(
-            f"evaluation_scenes={evaluation_scenes} is too few: the tasks need at least {SMALLEST}"
-        )
+        raise UserError(f"evaluation_scenes={evaluation_scenes} is too few: the tasks need at least {SMALLEST}")
     corpus_folder, source = Path(corpus_folder), Path(corpus_folder) / "source"
     rows = corpus_rows(seed, scenes)
     files = [(source / row.image_path, row.scene) for row in rows if row.has_image]
@@ -87,9 +85,7 @@ def fabricate_scenes(
         seed, evaluation_scenes, lambda drawn: list(report.each(parallel_map(render, drawn, processes)))
     )
     write_tasks(Path(evaldata), tasks)
-    write_json(
-        source / BEHAVIOURS_FILE, {path: value for row in rows for path, value in row.behaviour().items()}
-    )
+    write_json(source / BEHAVIOURS_FILE, {path: value for row in rows for path, value in row.behaviour().items()})
     os.sync()  # once for all images, before the list that says they exist
     listed = listed_rows(rows, seed, scenes)
     base = base_url.rstrip("/")

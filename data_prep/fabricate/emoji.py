@@ -69,9 +69,7 @@ def fabricate_emoji(
     images = read_emoji(data)
     styles = sorted({emoji.style for emoji in images})
     if held_out_style not in styles:
-        raise UserError(
-            f"held_out_style={held_out_style!r} is not a style of {data}: it has {', '.join(styles)}"
-        )
+        raise UserError(f"held_out_style={held_out_style!r} is not a style of {data}: it has {', '.join(styles)}")
     training = _training_images(images, held_out_style)
     tasks = _tasks(images, held_out_style, seed)
     write_tasks(evaldata, tasks)
@@ -92,9 +90,7 @@ def fabricate_emoji(
 
 def read_emoji(data: Path) -> list[Emoji]:
     """Every image of `data` without skin tones, in the order of its rows. Raises UserError."""
-    annotations = _read(
-        data / ANNOTATIONS_FILE, ("codepoint", "name", "keywords", "group", "skin_tone", "split")
-    )
+    annotations = _read(data / ANNOTATIONS_FILE, ("codepoint", "name", "keywords", "group", "skin_tone", "split"))
     concepts = {concept.pop("codepoint"): concept for concept in annotations if not concept.pop("skin_tone")}
     images = []
     for row, entry in enumerate(_read(data / IMAGES_FILE, ("style", "codepoint", "image"))):
@@ -114,9 +110,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
             f"{ANNOTATIONS_FILE}; name their folder with data=PATH"
         ) from error
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are ValueErrors and KeyErrors
-        raise UserError(
-            f"{path} is not a Parquet file with the columns {', '.join(columns)}: {error}"
-        ) from error
+        raise UserError(f"{path} is not a Parquet file with the columns {', '.join(columns)}: {error}") from error
 
 
 def _training_images(images: list[Emoji], held_out_style: str) -> list[Emoji]:

@@ -21,7 +21,9 @@ Colour = tuple[int, int, int]
 
 _OVERSAMPLING = 4
 _MARGIN = 0.03  # of the central square, around it and between two groups
-_DIAMETER = {"small": (0.24, 0.28), "large": (0.38, 0.445)}  # of the central square's side
+# Of the central square's side. An object that has the picture to itself may be larger.
+_DIAMETER = {"small": (0.24, 0.28), "large": (0.38, 0.445)}
+_LONE_DIAMETER = {"small": (0.26, 0.34), "large": (0.48, 0.7)}
 _RIM = 0.12  # of an object's diameter, half of it inside the outline
 _TILT = math.radians(12)
 _ENCODING: dict[str, dict[str, Any]] = {
@@ -45,7 +47,8 @@ def draw(scene: Scene) -> Image.Image:
     side = min(scene.width, scene.height)
     left, top = (scene.width - side) / 2, (scene.height - side) / 2
     for group, region in zip(scene.groups, _regions(scene.relation), strict=True):
-        diameter = rng.uniform(*_DIAMETER[group.size])
+        lone = scene.relation is None and group.count == 1
+        diameter = rng.uniform(*(_LONE_DIAMETER if lone else _DIAMETER)[group.size])
         for x, y in _places(rng, group.count, region, diameter):
             _paste(image, rng, group, left + x * side, top + y * side, diameter * side)
     return image

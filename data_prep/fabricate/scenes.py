@@ -53,6 +53,8 @@ SEEN: tuple[Pair, ...] = tuple(
 
 _LEGIBLE_DISTANCE = 115  # RGB distance below which an object drowns in its background
 _ASPECTS = (1.0, 1.0, 4 / 3, 3 / 2)
+# Lone plain objects are the commonest: those are what shapes are learned from.
+_COUNT_WEIGHTS = {1: 0.6, 2: 0.2, 3: 0.1, 4: 0.1}
 _TEXTURE_WEIGHTS = (0.55, 0.15, 0.15, 0.15)
 _FORMAT_WEIGHTS = (0.6, 0.2, 0.2)
 
@@ -111,12 +113,12 @@ def unseen_scene(seed: int, index: int) -> tuple[Scene, int]:
 
 
 def group_scene(seed: int, index: int) -> tuple[Scene, int, int]:
-    """A single object; its class, an index into SHAPES; and its group, an index into BACKGROUND_KINDS."""
+    """A single object; its class, an index into COLOURS; and its group, an index into BACKGROUND_KINDS."""
     uid, rng = _identity(seed, "groups", index)
-    label = index % len(SHAPES)
+    label = index % len(COLOURS)
     # 10 and 4 share a factor: the extra shift makes every (class, group) pair occur once in 40 scenes.
     group = (index + index // 20) % len(BACKGROUND_KINDS)
-    pair = rng.choice([pair for pair in SEEN if pair[1] == SHAPES[label]])
+    pair = rng.choice([pair for pair in SEEN if pair[0] == list(COLOURS)[label]])
     return _scene(uid, rng, [pair], counts=(1,), kinds=(BACKGROUND_KINDS[group],)), label, group
 
 
@@ -168,7 +170,8 @@ def _group(rng: random.Random, pair: Pair, counts: Sequence[int], crowded: bool)
     size = rng.choice(SIZES)
     if crowded:  # half a picture has room for so many
         counts = [count for count in counts if count <= {"small": 3, "large": 2}[size]]
-    return Group(rng.choice(counts), size, rng.choices(TEXTURES, _TEXTURE_WEIGHTS)[0], *pair)
+    count = rng.choices(counts, [_COUNT_WEIGHTS[count] for count in counts])[0]
+    return Group(count, size, rng.choices(TEXTURES, _TEXTURE_WEIGHTS)[0], *pair)
 
 
 def _dimensions(rng: random.Random) -> tuple[int, int]:

@@ -8,8 +8,8 @@ from data_prep.fabricate.captions import captions
 from data_prep.fabricate.evaldata import EvalSample, EvalTask
 from data_prep.fabricate.scenes import (
     BACKGROUND_KINDS,
+    COLOURS,
     HELD_OUT,
-    SHAPES,
     Scene,
     group_scene,
     retrieval_scenes,
@@ -28,14 +28,14 @@ UNSEEN_TEMPLATES = (
     "a tiny {c} on a white background",
     "a big {c} on a grey background",
 )
-SHAPE_TEMPLATES = (
-    "one {c}",
-    "a small {c}",
-    "a large {c}",
-    "a single {c}",
-    "a red {c}",
-    "a blue {c}",
-    "a green {c}",
+COLOUR_TEMPLATES = (
+    "one {c} circle",
+    "a single {c} square",
+    "a small {c} triangle",
+    "a large {c} star",
+    "a large {c} heart",
+    "a small {c} diamond",
+    "a single {c} cross",
 )
 
 
@@ -61,16 +61,14 @@ def scene_tasks(seed: int, total: int, render_all: Callable[[list[Scene]], list[
         EvalTask(
             name="scenes-retrieval",
             title="Retrieval of two-group scenes",
-            samples=[
-                EvalSample(*next(drawn), captions=captions(scene, CAPTIONS_PER_IMAGE)) for scene in retrieval
-            ],
+            samples=[EvalSample(*next(drawn), captions=captions(scene, CAPTIONS_PER_IMAGE)) for scene in retrieval],
         ),
         EvalTask(
             name="scenes-groups",
-            title="Shapes, worst background",
+            title="Colours, worst background",
             samples=[EvalSample(*next(drawn), label=label, group=group) for _, label, group in grouped],
-            classnames=SHAPES,
-            templates=SHAPE_TEMPLATES,
+            classnames=tuple(COLOURS),
+            templates=COLOUR_TEMPLATES,
             group_names=[f"{kind} background" for kind in BACKGROUND_KINDS],
         ),
     ]

@@ -40,12 +40,10 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 def find_recipe(recipe: str | Path) -> Path:
     """The file of a recipe given by name or path."""
-    for path in (Path(recipe), RECIPES / f"{recipe}.yaml"):
+    for path in (RECIPES / f"{recipe}.yaml", Path(recipe)):
         if path.is_file():
             return path
-    raise UserError(
-        f"no recipe {str(recipe)!r}: {_nearest(str(recipe), recipe_names())}, or give a YAML file"
-    )
+    raise UserError(f"no recipe {str(recipe)!r}: {_nearest(str(recipe), recipe_names())}, or give a YAML file")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -74,12 +72,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not separator or not all(parts):
         raise UserError(f"override {override!r} is not of the form key=value (for example train.steps=100)")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    if isinstance(value, str):
-        value = _number(value)
+    value = _value(text, override)
     for part in parts[:-1]:
         branch = tree.get(part)
         if branch is None:
@@ -90,8 +83,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[parts[-1]] = value
 
 
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-3 as a string; people mean the number."""
+def _value(text: str, override: str) -> Any:
+    """YAML, but a path stays a path: `runs/a #2: b` is neither a comment nor a mapping, and 1e-3 is a number."""
+    text = text.strip()
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    if isinstance(value, dict) and not text.startswith("{"):
+        return text
+    if not isinstance(value, str) or text[:1] in ("'", '"'):
+        return value
     try:
         return float(text) if "e" in text.lower() and any(c.isdigit() for c in text) else text
     except ValueError:

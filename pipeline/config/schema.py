@@ -6,15 +6,17 @@ beside its class) and checks them when it is built.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class CorpusConfig(Section):
@@ -40,14 +42,18 @@ class LoaderConfig(Section):
     manifest: str | None = None  # folder with manifest.parquet; the chain fills it in
     workers: int = Field(1, ge=0)  # loader processes per rank
     prefetch: int = Field(4, ge=1)  # batches per worker
-    lanes: int = Field(
-        64, ge=1
-    )  # parallel streams through the shuffled shards; a multiple of the ranks reads best
+    # parallel streams through the shuffled shards; a multiple of the ranks reads best
+    lanes: int = Field(64, ge=1)
     shuffle_window: int = Field(8192, ge=1)  # samples of a lane that are shuffled together
     crop_scale: tuple[float, float] = (0.9, 1.0)  # area of the random resized crop, as a share of the image
-    max_failure_rate: float = Field(
-        0.01, ge=0, le=1
-    )  # of samples that cannot be decoded, before the run stops
+    # of samples that cannot be decoded, before the run stops
+    max_failure_rate: float = Field(0.01, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _crop_within_image(self) -> LoaderConfig:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError("crop_scale must satisfy 0 < smallest <= largest <= 1")
+        return self
 
 
 class ModelConfig(Section):
@@ -80,7 +86,7 @@ class OptimizerConfig(Section):
 
     lr: float = Field(1e-3, gt=0)
     lr_min: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     warmup_steps: int = Field(100, ge=0)
@@ -103,9 +109,7 @@ class TrainConfig(Section):
     def _one_duration(self) -> TrainConfig:
         given = [name for name in ("samples", "epochs", "steps") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of samples, epochs, steps (given: {', '.join(given) or 'none'})"
-            )
+            raise ValueError(f"give exactly one of samples, epochs, steps (given: {', '.join(given) or 'none'})")
         return self
 
     @model_validator(mode="after")
@@ -154,7 +158,7 @@ class RunConfig(Section):
 
     name: str
     description: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     data: str | None = None  # folder that the corpus is made from, for recipes that start from local files
     objective: str = "neuclip"  # a name of pipeline.objectives.REGISTRY
     objectives: dict[str, dict[str, Any]] = Field(default_factory=dict)  # options, by objective name

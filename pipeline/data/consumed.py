@@ -35,8 +35,6 @@ class ConsumedDigest:
             gathered = collectives.all_gather(torch.cat(self._pending))  # (K * steps * B,), rank by rank
             by_rank = gathered.view(-1, steps, len(self._pending[0]))
             for step in by_rank.permute(1, 2, 0).reshape(steps, -1).cpu().numpy():  # position = b * K + rank
-                self.digest = hashlib.sha256(
-                    bytes.fromhex(self.digest) + step.astype("<i8").tobytes()
-                ).hexdigest()
+                self.digest = hashlib.sha256(bytes.fromhex(self.digest) + step.astype("<i8").tobytes()).hexdigest()
             self._pending.clear()
         return self.digest

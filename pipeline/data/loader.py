@@ -86,9 +86,7 @@ class Corpus(Dataset):
             failures,
         )
 
-    def _sample(
-        self, position: int, shard: int, row: int, failures: Counter[str]
-    ) -> tuple[np.ndarray, str, int]:
+    def _sample(self, position: int, shard: int, row: int, failures: Counter[str]) -> tuple[np.ndarray, str, int]:
         """Pixels, caption and sample index. Raises UserError when a whole shard cannot be decoded."""
         rows = int(self.reader.manifest.samples[shard])
         for attempt in range(rows):
@@ -101,17 +99,13 @@ class Corpus(Dataset):
                 failures[type(error).__name__] += 1
                 continue
             return pixels, caption, self.reader.sample_index(shard, candidate)
-        raise UserError(
-            f"{self.reader.manifest.shard_path(shard)}: not one of its {rows} samples can be decoded"
-        )
+        raise UserError(f"{self.reader.manifest.shard_path(shard)}: not one of its {rows} samples can be decoded")
 
 
 class StepPositions(Sampler[list[int]]):
     """The run positions of one rank, a list per step, from `first_step` to `last_step`."""
 
-    def __init__(
-        self, global_batch_size: int, rank: int, world_size: int, first_step: int, last_step: int
-    ) -> None:
+    def __init__(self, global_batch_size: int, rank: int, world_size: int, first_step: int, last_step: int) -> None:
         self.global_batch_size = global_batch_size
         self.rank = rank
         self.world_size = world_size
@@ -126,9 +120,7 @@ class StepPositions(Sampler[list[int]]):
             yield list(range(start + self.rank, start + self.global_batch_size, self.world_size))
 
 
-def build_loader(
-    corpus: Corpus, positions: StepPositions, config: LoaderConfig, pin_memory: bool
-) -> DataLoader:
+def build_loader(corpus: Corpus, positions: StepPositions, config: LoaderConfig, pin_memory: bool) -> DataLoader:
     """Batches for the steps of `positions`, in their order, decoded by `config.workers` processes."""
     return DataLoader(
         corpus,

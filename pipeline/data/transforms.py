@@ -41,9 +41,7 @@ def crop_box(
     return left, top, left + w, top + h
 
 
-def train_pixels(
-    content: bytes, size: int, scale: tuple[float, float], generator: np.random.Generator
-) -> np.ndarray:
+def train_pixels(content: bytes, size: int, scale: tuple[float, float], generator: np.random.Generator) -> np.ndarray:
     """Image file bytes -> (3, size, size) uint8, randomly cropped, bicubic."""
     image = decode(content)
     box = crop_box(image.width, image.height, scale, generator)

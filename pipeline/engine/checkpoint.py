@@ -1,8 +1,8 @@
 """Checkpoints that prove themselves (contract 3).
 
 A tag is written under a temporary name, fsynced and renamed; then `COMPLETE`, with every file's size and sha256, is
-written into it; then `latest` is replaced. Only complete tags are ever resumed, and one that does not match its
-`COMPLETE` is passed over for the one before it, loudly.
+written into it; then `latest` is replaced. Only complete tags are ever resumed; one that does not match its
+`COMPLETE` is set aside (`damaged-step-...`) for the one before it, loudly.
 
     checkpoints/step-00000300/   ZeRO files of DeepSpeed, objective.pt, rng-00000.pt ..., trainer.json, COMPLETE
     checkpoints/latest           the newest complete tag's name
@@ -74,9 +74,7 @@ class Checkpointer:
                 f"resume with {state['world_size']}"
             )
         engine.load(self.folder, tag)
-        engine.objective.load_state_dict(
-            torch.load(folder / "objective.pt", map_location="cpu", weights_only=True)
-        )
+        engine.objective.load_state_dict(torch.load(folder / "objective.pt", map_location="cpu", weights_only=True))
         _restore_rng(torch.load(folder / f"rng-{engine.world.rank:05d}.pt", weights_only=True))
         engine.step_number = state["step"]
         return state
@@ -103,12 +101,23 @@ class Checkpointer:
             shutil.rmtree(self.folder / old)
 
     def _newest_whole(self) -> str | None:
-        for tag in reversed(complete_tags(self.folder)):
+        """The newest tag that is whole. Saves that were killed are removed, damaged tags set aside."""
+        tags = complete_tags(self.folder)
+        for leftover in [*self.folder.glob(".step-*.tmp"), *self.folder.glob("step-*")]:
+            if leftover.name not in tags:
+                shutil.rmtree(leftover)
+        for tag in reversed(tags):
             problem = find_damage(self.folder / tag)
             if problem is None:
                 return tag
-            log.warning(
-                "CHECKPOINT DAMAGED: %s: %s. Falling back to the one before it.", self.folder / tag, problem
+            log.warning("CHECKPOINT DAMAGED: %s: %s. Falling back to the one before it.", self.folder / tag, problem)
+            aside = self.folder / f"damaged-{tag}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / tag).rename(aside)
+        if list(self.folder.glob("damaged-step-*")):
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged (see damaged-step-*): restore one from a copy, or "
+                "remove the folder to start over"
             )
         return None
 

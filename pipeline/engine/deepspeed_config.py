@@ -63,7 +63,7 @@ def local_batch_size(config: RunConfig, world_size: int) -> int:
 
 
 def _user_file(name: str) -> dict[str, Any]:
-    path = next((p for p in (Path(name), FOLDER / f"{name}.json") if p.is_file()), None)
+    path = next((p for p in (FOLDER / f"{name}.json", Path(name)) if p.is_file()), None)
     if path is None:
         shipped = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json")))
         raise UserError(f"train.deepspeed: no DeepSpeed config {name!r}: give a file, or one of {shipped}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.utils import safe_set_full_fp32_param
 from torch import Tensor
 
 from pipeline.config.schema import RunConfig
@@ -75,7 +76,7 @@ class TrainEngine:
         rates = self._set_learning_rates(float(tau))
         self.deepspeed.backward(output.loss)
         self.deepspeed.step()
-        self.module.clamp_temperature()
+        self._clamp_temperature()
         self.step_number += 1
         metrics = {
             "train/loss": output.loss.detach(),
@@ -101,6 +102,14 @@ class TrainEngine:
     def load(self, folder: Path, tag: str) -> None:
         """Read what `save` wrote, at the same number of ranks; collective."""
         self.deepspeed.load_checkpoint(str(folder), tag=tag)
+
+    def _clamp_temperature(self) -> None:
+        """Keep tau within its bounds, in the parameter and in the fp32 master copy that ZeRO updates it from."""
+        parameter = self.module.towers.logit_scale
+        bounded = self.module.clamped_logit_scale()
+        if not torch.equal(bounded, parameter):
+            parameter.data.copy_(bounded)
+            safe_set_full_fp32_param(parameter, bounded)
 
     def _set_learning_rates(self, tau: float) -> dict[str, float]:
         rate = learning_rate(self.step_number, self.total_steps, self.config.optimizer)

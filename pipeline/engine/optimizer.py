@@ -12,9 +12,7 @@ from pipeline.config.schema import OptimizerConfig, TemperatureConfig
 TEMPERATURE = "temperature"
 
 
-def build_optimizer(
-    module: nn.Module, config: OptimizerConfig, temperature: TemperatureConfig
-) -> torch.optim.AdamW:
+def build_optimizer(module: nn.Module, config: OptimizerConfig, temperature: TemperatureConfig) -> torch.optim.AdamW:
     """Three groups: `decay` (matrices), `no_decay` (norms, biases, embeddings of one dimension) as open_clip does,
     and `temperature` (logit_scale, its own learning rate, never decayed).
     """

@@ -47,10 +47,10 @@ class TrainModule(nn.Module):
         )
 
     @torch.no_grad()
-    def clamp_temperature(self) -> None:
-        """Bring tau back into [minimum, maximum] after an optimizer step."""
+    def clamped_logit_scale(self) -> Tensor:
+        """(1,): `logit_scale`, brought back to where tau is within [minimum, maximum]."""
         bounds = self.temperature
-        self.towers.logit_scale.clamp_(-math.log(bounds.maximum), -math.log(bounds.minimum))
+        return self.towers.logit_scale.clamp(-math.log(bounds.maximum), -math.log(bounds.minimum))
 
 
 def _unit_fp32(features: Tensor) -> Tensor:

@@ -78,8 +78,6 @@ def _one_model(results: dict[str, Result]) -> dict[str, str]:
         groups = "".join(
             f"\n  checkpoint {key[0][:12]}, {key[-1]}: {', '.join(names)}" for key, names in models.items()
         )
-        raise UserError(
-            f"no average: the results are of {len(models)} models. Run `neuclip evaluate` again.{groups}"
-        )
+        raise UserError(f"no average: the results are of {len(models)} models. Run `neuclip evaluate` again.{groups}")
     first = next(iter(results.values()))
     return {key: first[key] for key in _MODEL_KEYS}

@@ -63,7 +63,5 @@ class Encoder:
         if not finite.all():
             first = names[int((~finite).int().argmax())]
             count = int((~finite).sum())
-            raise UserError(
-                f"the model gives non-finite {what} features, {count} of {len(names)}; first: {first}"
-            )
+            raise UserError(f"the model gives non-finite {what} features, {count} of {len(names)}; first: {first}")
         return F.normalize(features, dim=-1)

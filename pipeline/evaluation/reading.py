@@ -21,9 +21,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from pipeline.errors import UserError
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
-Parse = Callable[
-    [dict[str, Any]], Any
-]  # a sample's members, by extension -> what the task needs besides the image
+Parse = Callable[[dict[str, Any]], Any]  # a sample's members, by extension -> what the task needs besides the image
 
 
 class Batch(NamedTuple):
@@ -55,9 +53,7 @@ def read_batches(
     Raises UserError that names shard and sample, for an unreadable shard, image or member.
     """
     dataset = _Batches(shards, preprocess, parse, batch_size)
-    loader = DataLoader(
-        dataset, batch_size=None, num_workers=workers, collate_fn=_as_is, pin_memory=pin_memory
-    )
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_as_is, pin_memory=pin_memory)
     for batch in loader:
         if isinstance(batch, _Failure):
             raise UserError(batch.message)

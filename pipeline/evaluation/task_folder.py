@@ -32,9 +32,7 @@ class TaskFolder:
         """The C class names. Raises UserError unless there are `expected` of them."""
         names = self._lines(CLASSNAMES_FILE)
         if len(names) != expected:
-            raise UserError(
-                f"{self.path / CLASSNAMES_FILE} names {len(names)} classes, the task has {expected}"
-            )
+            raise UserError(f"{self.path / CLASSNAMES_FILE} names {len(names)} classes, the task has {expected}")
         return names
 
     def templates(self, expected: int | None) -> list[str]:
@@ -44,9 +42,7 @@ class TaskFolder:
         """
         templates = self._lines(TEMPLATES_FILE)
         if expected not in (None, len(templates)):
-            raise UserError(
-                f"{self.path / TEMPLATES_FILE} holds {len(templates)} templates, the task has {expected}"
-            )
+            raise UserError(f"{self.path / TEMPLATES_FILE} holds {len(templates)} templates, the task has {expected}")
         for template in templates:
             try:
                 usable = template.format(c="a") != template.format(c="b")

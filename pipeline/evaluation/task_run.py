@@ -46,6 +46,4 @@ class TaskRun:
             yield self.encoder.encode_images(batch.images, batch.samples), batch.targets
             self.progress(self.name, done, size)
         if done < size:
-            raise UserError(
-                f"{self.folder.path} ends after {done} of {size} samples: a shard is cut short or missing"
-            )
+            raise UserError(f"{self.folder.path} ends after {done} of {size} samples: a shard is cut short or missing")

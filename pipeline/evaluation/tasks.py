@@ -50,9 +50,7 @@ class Task(Section):
     def _fits_its_kind(self) -> Task:
         metrics = _MAIN_METRICS[self.kind]
         if self.main_metric not in metrics:
-            raise ValueError(
-                f"main_metric of kind {self.kind} is {' or '.join(metrics)}, not {self.main_metric!r}"
-            )
+            raise ValueError(f"main_metric of kind {self.kind} is {' or '.join(metrics)}, not {self.main_metric!r}")
         if (self.classes is None) != (self.kind == "retrieval"):
             raise ValueError("classes belongs to kinds classification and worst_group, which need it")
         if self.templates and self.kind == "retrieval":
@@ -91,9 +89,7 @@ def load_tasks(data: Path) -> dict[str, Task]:
     owners: dict[str, str] = {}
     for name, entry in read_yaml(path).items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise UserError(
-                f"{path}: {name!r} is not a task name: use letters, digits, - and _, parts joined by /"
-            )
+            raise UserError(f"{path}: {name!r} is not a task name: use letters, digits, - and _, parts joined by /")
         if not isinstance(entry, dict):
             raise UserError(f"{path}: {name}: should be a mapping (kind, title, size, ...), not {entry!r}")
         twin = owners.setdefault(file_name(name), name)

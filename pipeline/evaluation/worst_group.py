@@ -46,9 +46,7 @@ def parse_group(sample: dict[str, Any], groups: int) -> int:
     """
     metadata = np.lib.format.read_array(io.BytesIO(member(sample, "npy")), allow_pickle=False)
     if metadata.ndim != 1 or metadata.size == 0 or metadata.dtype.kind not in "iuf":
-        raise ValueError(
-            f"metadata should be a vector of numbers, not {metadata.dtype} of shape {metadata.shape}"
-        )
+        raise ValueError(f"metadata should be a vector of numbers, not {metadata.dtype} of shape {metadata.shape}")
     group = int(metadata[0])
     if group != metadata[0] or not 0 <= group < groups:
         raise ValueError(f"group {metadata[0]} is not in [0, {groups})")

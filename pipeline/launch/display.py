@@ -106,9 +106,7 @@ class Display:
         for name, row in self._rows.items():
             elements = ProgressBar(row.elements, row.done, width=16) if row.elements > 1 else ""
             seconds = f"{row.seconds:.0f} s" if row.seconds else ""
-            style = (
-                "bold" if row.state == "running" else "dim" if row.state in ("waiting", "done before") else ""
-            )
+            style = "bold" if row.state == "running" else "dim" if row.state in ("waiting", "done before") else ""
             table.add_row(marks.get(row.state, " "), Text(name, style=style), elements, seconds)
         line = next((row.line for row in self._rows.values() if row.state == "running"), "")
         return Group(table, Text(line, style="dim", overflow="ellipsis", no_wrap=True))

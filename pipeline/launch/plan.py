@@ -37,9 +37,7 @@ def freeze(config: RunConfig, run_dir: Path) -> RunPaths:
         raise UserError(f"{run_dir} is a file: give a directory")
     if run_dir.is_dir() and any(run_dir.iterdir()):
         raise UserError(f"{run_dir} is not empty and holds no run: give a new directory")
-    build_objective(
-        config.objective, config.objectives.get(config.objective, {})
-    )  # its options are checked by itself
+    build_objective(config.objective, config.objectives.get(config.objective, {}))  # its options are checked by itself
     if config.corpus.fabricate and config.corpus.port == 0:
         corpus = config.corpus.model_copy(update={"port": free_port()})
         config = config.model_copy(update={"corpus": corpus})

@@ -39,9 +39,7 @@ def build_stages(paths: RunPaths) -> list[Stage]:
     first = [Stage("fabricate", (), _fabricate, lambda p, i: [p.evaldata / "tasks.yaml"])]
     return [
         *(first if corpus.fabricate else []),
-        Stage(
-            "plan", ("fabricate",) if corpus.fabricate else (), _plan, lambda p, i: [p.corpus / "plan.json"]
-        ),
+        Stage("plan", ("fabricate",) if corpus.fabricate else (), _plan, lambda p, i: [p.corpus / "plan.json"]),
         Stage(
             "download",
             ("plan",),
@@ -72,9 +70,7 @@ def build_stages(paths: RunPaths) -> list[Stage]:
             lambda p, i: [p.model / "export.json", p.model / "open_clip_model.safetensors"],
         ),
         Stage("evaluate", ("export",), _evaluate, lambda p, i: [p.results / "aggregate.json"]),
-        Stage(
-            "report", ("evaluate",), _report, lambda p, i: [p.root / "report.html", p.root / "summary.json"]
-        ),
+        Stage("report", ("evaluate",), _report, lambda p, i: [p.root / "report.html", p.root / "summary.json"]),
     ]
 
 

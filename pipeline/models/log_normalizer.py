@@ -34,9 +34,7 @@ class LogNormalizerConfig(Section):
     restart_every: int | None = Field(500, ge=1)  # T_r, steps; null: at step 0 only
     inner_steps: int = Field(10, ge=0)  # T_u, AdaGrad steps per training step
     lr: float = Field(0.05, gt=0)  # of AdaGrad
-    alpha_gradient: Literal["constant", "through"] = (
-        "constant"  # does alpha carry a gradient to the encoders?
-    )
+    alpha_gradient: Literal["constant", "through"] = "constant"  # does alpha carry a gradient to the encoders?
 
 
 class Anchors(NamedTuple):
@@ -195,9 +193,7 @@ class NormalizerPredictionNetwork(nn.Module):
         self.prototypes = state["prototypes"][:, self.own].to(device, copy=True)
         self.squares = state["squares"][:, self.own].to(device, copy=True)
         self.ring = state["ring"].to(device, copy=True)
-        self.samples_seen, self.steps, self.restarts = (
-            state[name] for name in ("samples_seen", "steps", "restarts")
-        )
+        self.samples_seen, self.steps, self.restarts = (state[name] for name in ("samples_seen", "steps", "restarts"))
 
     def _gather(self, part: Tensor) -> Tensor:
         whole = all_gather_slices(part.transpose(0, 1), self.config.prototypes)

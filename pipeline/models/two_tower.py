@@ -124,9 +124,7 @@ def load_exported(folder: Path, device: torch.device) -> Exported:
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise UserError(
-                f"{folder} is not an exported model: {name} is missing. Make one with `neuclip export`."
-            )
+            raise UserError(f"{folder} is not an exported model: {name} is missing. Make one with `neuclip export`.")
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", device=device)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")

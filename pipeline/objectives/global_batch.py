@@ -103,9 +103,7 @@ def feature_gradient(batch: GlobalBatch, tau: Tensor, log_g: Tensor, log_weight:
     return torch.stack(sides)
 
 
-def with_gradient(
-    features: Features, tau: Tensor, value: Tensor, feature_grad: Tensor, tau_grad: Tensor
-) -> Tensor:
+def with_gradient(features: Features, tau: Tensor, value: Tensor, feature_grad: Tensor, tau_grad: Tensor) -> Tensor:
     """A scalar worth `value` whose gradient, averaged over ranks, is that of the global loss (contract 1).
 
     value: (), the global loss. feature_grad: (2, B, D), its gradient for the local samples.

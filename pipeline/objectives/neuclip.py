@@ -78,9 +78,7 @@ class NeuCLIP(Objective):
 
             scale = tau.log() - math.log(batch.size * (batch.size - 1))
             feature_grad = feature_gradient(batch, tau, log_g, log_weight=log_ratio - r + scale)
-            tau_grad = (
-                per_anchor.mean() + 2 * config.rho - (ratio * (log_g - r).exp() * mean_h).sum(dim=0).mean()
-            )
+            tau_grad = per_anchor.mean() + 2 * config.rho - (ratio * (log_g - r).exp() * mean_h).sum(dim=0).mean()
             if config.npn.alpha_gradient == "through":
                 through_features, through_tau = self._through(batch, anchors, ratio)
                 feature_grad += through_features

@@ -42,9 +42,7 @@ def contact_sheet(corpus: Path, count: int = 24) -> list[Thumbnail]:
 def _thumbnail(manifest: Manifest, sample_index: int) -> Thumbnail | None:
     shard = int(np.searchsorted(manifest.first_sample_index, sample_index, side="right")) - 1
     try:
-        content, caption = _read(
-            manifest.shard_path(shard), sample_index - manifest.first_sample_index[shard]
-        )
+        content, caption = _read(manifest.shard_path(shard), sample_index - manifest.first_sample_index[shard])
         with Image.open(io.BytesIO(content)) as image:
             small = image.convert("RGBA") if image.mode in ("P", "LA", "RGBA") else image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):

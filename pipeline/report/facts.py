@@ -71,9 +71,7 @@ def read_facts(run_dir: Path) -> RunFacts:
     """Read a run directory. Raises UserError if it has no plan."""
     plan = _read(run_dir / "plan.json")
     if plan is None or not {"recipe", "config", "stages"} <= plan.keys():
-        raise UserError(
-            f"{run_dir} is no run directory: it has no readable plan.json. Give the folder of a run."
-        )
+        raise UserError(f"{run_dir} is no run directory: it has no readable plan.json. Give the folder of a run.")
     corpus = run_dir / "corpora" / Path(plan["config"]["corpus"]["name"]).stem
     results = run_dir / "results"
     tasks = [_read(path) for path in sorted(results.glob("*.json")) if path.name != "aggregate.json"]

@@ -12,9 +12,7 @@ from pipeline.tracking.run_tree import RunTree
 from pipeline.tracking.shipping import MlflowTracker
 
 
-def training_tracker(
-    config: RunConfig, run_dir: Path, spool: Path, start_step: int, total_steps: int
-) -> Tracker:
+def training_tracker(config: RunConfig, run_dir: Path, spool: Path, start_step: int, total_steps: int) -> Tracker:
     """What rank 0 logs to: the spool, the terminal, and, unless it is off or away, the run's MLflow run.
 
     start_step: where this process continues; points beyond it are dropped from the spool.

@@ -38,17 +38,13 @@ class MetricBuffer:
         one that `name` was first recorded with.
         """
         if reduction not in _REDUCE:
-            raise ValueError(
-                f"metric {name!r}: unknown reduction {reduction!r}, known are {', '.join(_REDUCE)}"
-            )
+            raise ValueError(f"metric {name!r}: unknown reduction {reduction!r}, known are {', '.join(_REDUCE)}")
         declared = self._reductions.setdefault(name, reduction)
         if declared != reduction:
             raise ValueError(f"metric {name!r} is reduced by {declared!r}, not by {reduction!r}")
         if isinstance(value, Tensor):
             if value.numel() != 1:
-                raise ValueError(
-                    f"metric {name!r} should be one number, not a tensor of shape {tuple(value.shape)}"
-                )
+                raise ValueError(f"metric {name!r} should be one number, not a tensor of shape {tuple(value.shape)}")
             # A copy: the caller may update a parameter or an accumulator in place before the flush.
             value = value.detach().reshape(()).to(torch.float64, copy=True)
         self._values[name].append(value)

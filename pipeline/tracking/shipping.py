@@ -31,9 +31,7 @@ class MlflowTracker:
         `replay`.
     """
 
-    def __init__(
-        self, spool: Path, uri: str, experiment: str, run_id: str, close_seconds: float = 60
-    ) -> None:
+    def __init__(self, spool: Path, uri: str, experiment: str, run_id: str, close_seconds: float = 60) -> None:
         arguments = [str(spool), uri, experiment, run_id, str(close_seconds)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.tracking.shipper", *arguments],

@@ -24,9 +24,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["pytest", "pipeline.trainer"])
 
 
-def run_ranks(
-    world_size: int, function: Callable[..., Any], *args: Any, timeout_seconds: float = 300
-) -> list[Any]:
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_seconds: float = 300) -> list[Any]:
     """What `function(*args)` returned on each rank, in rank order; the process group is up while it runs.
 
     function, args and results are pickled: the function must be at the top level of its module.

@@ -159,9 +159,7 @@ def bytes_of_a_step(name, options, dim, batch_size):
     objective = build_objective(name, options)
     objective.prepare(torch.device("cpu"), dim, 1000, seed=0)
     generator = torch.Generator().manual_seed(rank())
-    features = Features(
-        *(F.normalize(torch.randn(batch_size, dim, generator=generator), dim=-1) for _ in "it")
-    )
+    features = Features(*(F.normalize(torch.randn(batch_size, dim, generator=generator), dim=-1) for _ in "it"))
     with count_bytes() as sent:
         objective(features, torch.arange(batch_size), torch.tensor([0.1]))
     return dict(sent)

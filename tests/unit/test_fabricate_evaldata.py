@@ -17,7 +17,7 @@ from data_prep.fabricate.captions import captions
 from data_prep.fabricate.evaldata import EvalSample, EvalTask, write_tasks
 from data_prep.fabricate.pool import parallel_map
 from data_prep.fabricate.render import render
-from data_prep.fabricate.scenes import HELD_OUT, SHAPES, group_scene, retrieval_scenes, unseen_scene
+from data_prep.fabricate.scenes import COLOURS, HELD_OUT, group_scene, retrieval_scenes, unseen_scene
 from data_prep.fabricate.tasks import scene_tasks
 from pipeline.evaluation.tasks import load_tasks
 
@@ -61,7 +61,7 @@ def test_unseen_combinations(evaldata: Path) -> None:
 def test_worst_group(evaldata: Path) -> None:
     folder = evaldata / "wds_scenes-groups_test"
     samples = read(folder, "cls", "npy", IMAGE_KEYS)
-    assert lines(folder / "classnames.txt") == list(SHAPES)
+    assert lines(folder / "classnames.txt") == list(COLOURS)
     groups = yaml.safe_load((evaldata / "tasks.yaml").read_text())["scenes-groups"]["group_names"]
     metadata = np.stack([row for _, row, _ in samples])  # as torch.cat of the official loader's batches
     assert metadata.shape == (66, 2)
@@ -70,7 +70,7 @@ def test_worst_group(evaldata: Path) -> None:
     for index, (_, (group, label), image) in enumerate(samples):
         scene, _, _ = group_scene(9, index)
         assert groups[group] == f"{scene.background.kind} background"
-        assert SHAPES[label] == scene.groups[0].shape
+        assert list(COLOURS)[label] == scene.groups[0].pair[0]
         assert image.mode == "RGB"
 
 

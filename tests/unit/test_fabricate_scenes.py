@@ -84,7 +84,7 @@ def test_every_class_occurs_once_with_every_group_in_forty_group_scenes() -> Non
     drawn = [scenes.group_scene(3, index) for index in range(40)]
     assert len({(label, group) for _, label, group in drawn}) == 40
     for scene, label, group in drawn:
-        assert scene.groups[0].shape == scenes.SHAPES[label]
+        assert scene.groups[0].pair[0] == list(scenes.COLOURS)[label]
         assert scene.groups[0].pair not in scenes.HELD_OUT
         assert scene.background.kind == scenes.BACKGROUND_KINDS[group]
 

@@ -22,16 +22,12 @@ def tokens(captions: list[str]) -> torch.Tensor:
 
 
 def corpus_of(folder: Path, **settings: object) -> Corpus:
-    return Corpus(
-        LoaderConfig(manifest=str(folder), lanes=4, **settings), seed=3, image_size=16, tokenizer=tokens
-    )
+    return Corpus(LoaderConfig(manifest=str(folder), lanes=4, **settings), seed=3, image_size=16, tokenizer=tokens)
 
 
 def batches(folder: Path, workers: int, first: int = 0, last: int = 6) -> list[Batch]:
     config = LoaderConfig(manifest=str(folder), lanes=4, workers=workers)
-    return list(
-        build_loader(corpus_of(folder), StepPositions(32, 0, 1, first, last), config, pin_memory=False)
-    )
+    return list(build_loader(corpus_of(folder), StepPositions(32, 0, 1, first, last), config, pin_memory=False))
 
 
 def same(one: Batch, other: Batch) -> bool:

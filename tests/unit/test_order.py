@@ -62,9 +62,7 @@ def test_epochs_and_seeds_differ_and_neighbours_part() -> None:
         "no shuffle": np.arange(10000),
     }
     for name, other in others.items():
-        assert abs(np.corrcoef(epoch, other)[0, 1]) < 4 / np.sqrt(len(sizes)), (
-            name
-        )  # 4 sigma, shards as units
+        assert abs(np.corrcoef(epoch, other)[0, 1]) < 4 / np.sqrt(len(sizes)), name  # 4 sigma, shards as units
     assert np.mean(np.abs(np.diff(epoch)) < 50) < 0.05
 
 
