@@ -109,10 +109,10 @@ def _run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> N
     from pipeline.config.loader import load_recipe
     from pipeline.launch import local
     from pipeline.launch.outcome import print_outcome
-    from pipeline.launch.plan import freeze
+    from pipeline.launch.plan import settle
 
-    paths = freeze(load_recipe(recipe, overrides), workdir)
-    if not local.run(paths, jobs):
+    paths, did_something = local.run(settle(load_recipe(recipe, overrides), workdir), workdir, jobs)
+    if not did_something:
         click.echo(f"Nothing to do: every stage of {paths.root} is done.")
     print_outcome(paths)
 
@@ -129,7 +129,7 @@ def train(recipe: str, run_dir: Path, overrides: tuple[str, ...]) -> None:
     Several ranks:   torchrun --standalone --nproc-per-node 2 -m pipeline train demo --run-dir RUN ...
     \b
     Ends with 0 when finished, and with 75 when it was asked to stop (SIGTERM, SIGUSR1, Ctrl-C, a file RUN/STOP)
-    and saved; the same command then goes on with the next sample.
+    and saved; torchrun makes 1 of that. The same command then goes on with the next sample.
     """
     from pipeline.config.loader import load_recipe
     from pipeline.training import train

@@ -8,6 +8,7 @@ process group made here and uses it.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,19 +97,39 @@ def _device(local_rank: int) -> torch.device:
 
 def _join(world: World, timeout_seconds: float) -> None:
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    if address in ("localhost", "127.0.0.1") and sys.platform == "linux":
+    timeout = timedelta(seconds=timeout_seconds)
+    local = address in ("localhost", "127.0.0.1")
+    if local and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo listens on the host name's address
     try:
         dist.init_process_group(
             backend="gloo" if world.device.type == "cpu" else "nccl",
-            timeout=timedelta(seconds=timeout_seconds),
+            store=_loopback_store(world, int(port), timeout) if local and not _launcher_has_store() else None,
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timeout,
             device_id=None if world.device.type == "cpu" else world.device,
         )
         dist.barrier()  # a rank that was done before the others are connected would break their connecting
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"rank {world.rank} of {world.size} could not join the others at {address}:{port}: {reason}. "
             "Check that all ranks were started, that MASTER_ADDR is the node of rank 0, and that MASTER_PORT "
             "is free there."
         ) from error
+
+
+def _launcher_has_store() -> bool:
+    """Whether torchrun keeps the store that the ranks meet in (it says so); else rank 0 has to."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _loopback_store(world: World, port: int, timeout: timedelta) -> dist.TCPStore:
+    """The ranks' meeting point, listening on the loopback alone: by itself torch listens on every interface."""
+    listener = None
+    if world.rank == 0:
+        listener = socket.create_server(("127.0.0.1", port)).detach()
+    return dist.TCPStore(
+        "127.0.0.1", port, world.size, world.rank == 0, timeout, wait_for_workers=False, master_listen_fd=listener
+    )

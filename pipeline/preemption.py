@@ -16,6 +16,7 @@ import torch
 from pipeline import collectives
 from pipeline.distributed import World
 
+STOP_FILE = "STOP"
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again to go on
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -24,7 +25,7 @@ class StopRequest:
     """Listens for SIGNALS and for `run_dir/STOP`; `agreed` tells all ranks the same."""
 
     def __init__(self, run_dir: Path, world: World) -> None:
-        self._file = run_dir / "STOP"
+        self._file = run_dir / STOP_FILE
         self._world = world
         self._signal: int | None = None
         for number in SIGNALS:

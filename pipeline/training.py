@@ -11,9 +11,10 @@ import yaml
 from pipeline import distributed
 from pipeline.config.schema import RunConfig
 from pipeline.distributed import World
+from pipeline.errors import UserError
 from pipeline.files import atomic_open, write_json
 from pipeline.locks import exclusive
-from pipeline.preemption import EXIT_PREEMPTED
+from pipeline.preemption import EXIT_PREEMPTED, STOP_FILE
 from pipeline.tracking import training_tracker
 from pipeline.tracking.base import NullTracker, Status, Tracker
 from pipeline.trainer import METRICS, Trainer, summarise
@@ -27,6 +28,9 @@ def train(config: RunConfig, run_dir: Path) -> int:
     0: finished, RUN/train/summary.json says how. 75: stopped on request, the same command goes on.
     Raises UserError when the run cannot start, or stops because it is not healthy.
     """
+    stop_file = run_dir / STOP_FILE
+    if stop_file.exists():
+        raise UserError(f"{stop_file} exists: somebody wants this run to stop. Remove it to go on.")
     world = distributed.init()
     folder = run_dir / "train"
     lock = exclusive(folder / ".lock", str(folder)) if world.rank == 0 else nullcontext()
@@ -51,6 +55,9 @@ def _fit(trainer: Trainer, world: World, run_dir: Path) -> int:
     finally:
         tracker.close(status)
     if status == "preempted":
+        if world.rank == 0:
+            done = f"step {trainer.progress.step} of {trainer.total_steps}"
+            print(f"stopped: on request, after {done}, and saved", flush=True)
         return EXIT_PREEMPTED
     if world.rank == 0:
         write_json(trainer.folder / "summary.json", summarise(trainer))

@@ -5,29 +5,27 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import IO
 
+from pipeline.config.schema import RunConfig
 from pipeline.errors import UserError
+from pipeline.launch.children import end, last_line, start
 from pipeline.launch.display import Display
+from pipeline.launch.image_server import image_server
 from pipeline.launch.markers import is_done, mark_done
 from pipeline.launch.outcome import stage_artifacts, stage_metrics
 from pipeline.launch.paths import RunPaths
+from pipeline.launch.plan import freeze
 from pipeline.launch.stages import Stage, build_stages
 from pipeline.locks import exclusive
-from pipeline.processes import die_with_parent
 from pipeline.tracking.run_tree import RunTree
 
 POLL_SECONDS = 0.1
-SERVER_SECONDS = 30
 
 
 @dataclass
@@ -41,46 +39,55 @@ class _Element:
     started_at: float = field(default_factory=time.time)
 
 
-def run(paths: RunPaths, jobs: int) -> bool:
-    """Bring every stage of the plan to done; returns False when there was nothing to do.
+def run(config: RunConfig, run_dir: Path, jobs: int) -> tuple[RunPaths, bool]:
+    """Bring every stage of a settled recipe to done in `run_dir`; returns its paths, and whether anything was missing.
 
     jobs: elements of a stage that run at once. Raises UserError with the failed command's own message.
     """
-    stages = build_stages(paths)
-    with exclusive(paths.root / ".lock", str(paths.root)):
-        missing = {stage.name for stage in stages if _todo(paths, stage)}
-        if not missing:
-            return False
-        tree = RunTree(paths.root, paths.config)
-        with Display(stages) as display, _terminated_by_signal():
-            for stage in stages:
-                todo = _todo(paths, stage)
-                if not todo:
-                    display.skip(stage.name)
-                    continue
-                display.start(stage.name, todo)
-                tree.open(stage.name)
-                try:
-                    with _server(paths) if stage.served else _nothing():
-                        _run_stage(paths, stage, todo, jobs, display)
-                except BaseException:
-                    display.fail(stage.name)
-                    tree.close(stage.name, "failed")
-                    tree.close_parent("failed")
-                    raise
-                display.finish(stage.name)
-                tree.record(stage.name, stage_metrics(paths, stage.name), stage_artifacts(paths, stage.name))
-                tree.close(stage.name, "finished")
-        tree.record_parent(stage_metrics(paths, "evaluate"), stage_artifacts(paths, "report"))
-        tree.close_parent("finished")
-    return True
+    with exclusive(run_dir / ".lock", str(run_dir)), _ended_by_signal():
+        paths = freeze(config, run_dir)
+        stages = build_stages(paths)
+        missing = any(_todo(paths, stage) for stage in stages)
+        if missing:
+            _run_stages(paths, stages, jobs)
+    return paths, missing
+
+
+def _run_stages(paths: RunPaths, stages: list[Stage], jobs: int) -> None:
+    tree = RunTree(paths.root, paths.config)
+    with Display(stages) as display:
+        for stage in stages:
+            todo = _todo(paths, stage)
+            if not todo:
+                display.skip(stage.name)
+                continue
+            display.start(stage.name, todo)
+            tree.open(stage.name)
+            try:
+                with image_server(paths) if stage.served else nullcontext(lambda: None) as check:
+                    _run_elements(paths, stage, todo, jobs, display, check)
+            except BaseException:
+                display.fail(stage.name)
+                tree.close(stage.name, "failed")
+                tree.close_parent("failed")
+                raise
+            display.finish(stage.name)
+            if stage.name == "train":
+                tree.replay("train", paths.train / "metrics.jsonl")
+            tree.record(stage.name, stage_metrics(paths, stage.name), stage_artifacts(paths, stage.name))
+            tree.close(stage.name, "finished")
+    tree.record_parent(stage_metrics(paths, "evaluate"), stage_artifacts(paths, "report"))
+    tree.close_parent("finished")
 
 
 def _todo(paths: RunPaths, stage: Stage) -> list[int]:
     return [element for element in range(stage.elements) if not is_done(paths, stage, element)]
 
 
-def _run_stage(paths: RunPaths, stage: Stage, todo: list[int], jobs: int, display: Display) -> None:
+def _run_elements(
+    paths: RunPaths, stage: Stage, todo: list[int], jobs: int, display: Display, check: Callable[[], None]
+) -> None:
+    """check: raises when something that the elements rely on is gone; asked before any is called done."""
     waiting = list(reversed(todo))
     running: list[_Element] = []
     try:
@@ -88,16 +95,17 @@ def _run_stage(paths: RunPaths, stage: Stage, todo: list[int], jobs: int, displa
             while waiting and len(running) < jobs:
                 running.append(_start(paths, stage, waiting.pop()))
             time.sleep(POLL_SECONDS)
-            display.update(stage.name, _last_line(running[-1].log))
-            for element in [e for e in running if e.process.poll() is not None]:
+            display.update(stage.name, last_line(running[-1].log))
+            ended = [e for e in running if e.process.poll() is not None]
+            check()
+            for element in ended:
                 running.remove(element)
                 if element.process.returncode != 0:
                     raise UserError(_failure(paths, stage, element))
                 mark_done(paths, stage, element.number, element.started_at, element.command)
                 display.advance(stage.name)
     finally:
-        for element in running:
-            _end(element.process)
+        end([element.process for element in running])
 
 
 def _start(paths: RunPaths, stage: Stage, number: int) -> _Element:
@@ -110,35 +118,15 @@ def _start(paths: RunPaths, stage: Stage, number: int) -> _Element:
     with open(log, "ab") as stream:
         stream.write(f"$ {shlex.join(command)}\n".encode())
         stream.flush()
-        process = _popen(command, stream, environment)
+        process = start(command, stream, environment)
     return _Element(number, command, process, log)
-
-
-def _popen(command: list[str], stream: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=stream,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        preexec_fn=partial(die_with_parent, os.getpid()),
-    )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _failure(paths: RunPaths, stage: Stage, element: _Element) -> str:
     lines = element.log.read_text(errors="replace").splitlines()
     begin = max(i for i, line in enumerate(lines) if line.startswith("$ "))
     lines = lines[begin + 1 :]
-    starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    starts = [i for i, line in enumerate(lines) if line.startswith(("error: ", "stopped: "))]
     said = lines[starts[0] : starts[0] + 12] if starts else lines[-12:]
     return (
         f"stage {stage.name}, element {element.number} ended with exit status {element.process.returncode}:\n  "
@@ -147,62 +135,22 @@ def _failure(paths: RunPaths, stage: Stage, element: _Element) -> str:
     )
 
 
-def _last_line(log: Path, size: int = 2000) -> str:
-    with open(log, "rb") as stream:
-        stream.seek(max(0, stream.seek(0, os.SEEK_END) - size))
-        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line and not line.startswith("$ ")), "")
-
-
 @contextmanager
-def _server(paths: RunPaths) -> Iterator[None]:
-    """The image server of a fabricated corpus, for as long as the stage that downloads from it."""
-    port = paths.config.corpus.port
-    source = paths.config.data if paths.config.corpus.fabricate == "emoji" else paths.corpus / "source"
-    command = [sys.executable, "-m", "data_prep", "serve", str(source), "--port", str(port)]
-    log = paths.log("serve", 0)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb") as stream:
-        process = _popen(command, stream, dict(os.environ))
-    try:
-        deadline = time.monotonic() + SERVER_SECONDS
-        while process.poll() is None and not _answers(port):
-            if time.monotonic() > deadline:
-                raise UserError(f"the image server does not answer on port {port} of localhost: see {log}")
-            time.sleep(POLL_SECONDS)
-        if process.poll() is not None:
-            raise UserError(
-                f"the image server could not start:\n  {_last_line(log)}\n"
-                f"The URLs of this corpus carry port {port}: free it, or start over in another directory."
-            )
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _terminated_by_signal() -> Iterator[None]:
-    """SIGTERM as an ordinary exception, so that children are ended and the display is closed."""
+def _ended_by_signal() -> Iterator[None]:
+    """SIGTERM and Ctrl-C unwind the stack, so that children are ended and the display is closed."""
 
     def stop(number: int, frame: object) -> None:
-        raise UserError(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        raise _Stopped(signal.Signals(number).name)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except _Stopped as stopped:
+        raise UserError(f"stopped by {stopped}; the same command goes on from here") from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Stopped(BaseException):
+    """Not an Exception: whoever passes over those, as tracking does, must not pass over a stop."""

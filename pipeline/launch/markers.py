@@ -55,21 +55,25 @@ def mark_done(paths: RunPaths, stage: Stage, element: int, started_at: float, co
 
 def read_marker(paths: RunPaths, stage: Stage, element: int) -> dict[str, Any] | None:
     """The marker, or None if there is none that can be read."""
-    try:
-        marker = read_json(paths.marker(stage.name, element))
-        return marker if {"fingerprint", "outputs", "seconds"} <= marker.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
+    return _read(paths.marker(stage.name, element))
 
 
 def input_fingerprint(paths: RunPaths, stage: Stage, element: int) -> str:
     """Of the plan and of everything that the needed stages left. The directory's own path is no part of it."""
     inputs = {
-        path.relative_to(paths.root).as_posix(): read_json(path).get("outputs")
+        path.name: (_read(path) or {}).get("outputs")
         for need in stage.needs
         for path in sorted((paths.root / "stages").glob(f"{need}.*.json"))
     }
     return fingerprint({"plan": read_json(paths.plan)["fingerprint"], "element": element, "inputs": inputs})
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        marker = read_json(path)
+        return marker if {"fingerprint", "outputs", "seconds"} <= marker.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _digests(paths: RunPaths, proofs: list[Path]) -> dict[str, str | None]:

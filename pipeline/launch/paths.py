@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.config.loader import read_yaml
 from pipeline.config.schema import RunConfig
 
 
@@ -25,7 +26,7 @@ class RunPaths:
 
     @property
     def corpus(self) -> Path:
-        return self.corpora / Path(self.config.corpus.name).stem
+        return self.corpora / corpus_name(self.config)
 
     @property
     def evaldata(self) -> Path:
@@ -52,3 +53,9 @@ class RunPaths:
 
     def log(self, stage: str, element: int) -> Path:
         return self.root / "logs" / f"{stage}.{element}.log"
+
+
+def corpus_name(config: RunConfig) -> str:
+    """The corpus's own name, also where the recipe names its YAML."""
+    given = Path(config.corpus.name)
+    return str(read_yaml(given).get("name", given.stem)) if given.suffix in (".yaml", ".yml") else given.name

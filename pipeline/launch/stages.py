@@ -5,7 +5,9 @@ Commands are the public ones, so whatever the chain does can be done by hand; `l
 
 from __future__ import annotations
 
+import json
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +62,7 @@ def build_stages(paths: RunPaths) -> list[Stage]:
             "train",
             ("manifest",),
             _train,
-            lambda p, i: [p.train / "summary.json"],
+            lambda p, i: [p.train / "summary.json", p.train / "checkpoints/latest"],
             ranks=paths.config.train.processes,
         ),
         Stage(
@@ -121,9 +123,12 @@ def _manifest(paths: RunPaths, element: int) -> Command:
 
 
 def _train(paths: RunPaths, element: int) -> Command:
-    train = _neuclip("train", paths.recipe, "--run-dir", paths.root, f"loader.manifest={paths.corpus}")
+    train = _neuclip("train", paths.recipe, "--run-dir", paths.root, f"loader.manifest={json.dumps(str(paths.corpus))}")
     ranks = paths.config.train.processes
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--module"]
+    # The launcher's own meeting point is a file, and the ranks meet on the loopback: no port is open to the network.
+    meet = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--local-addr", "127.0.0.1"]
+    at = ["--rdzv-endpoint", str(paths.root / f"stages/rendezvous-{uuid.uuid4().hex}"), "--rdzv-id", "train"]
+    launcher = ["torch.distributed.run", "--nproc-per-node", str(ranks), *meet, *at, "--module"]
     return [sys.executable, "-m", *launcher, *train[2:]]
 
 

@@ -16,6 +16,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.files import read_json, write_json
 from pipeline.tracking.base import Status
 from pipeline.tracking.mlflow import MlflowRuns, tracking_uri
+from pipeline.tracking.shipping import replay
 
 log = logging.getLogger(__name__)
 FILE = "mlflow.json"
@@ -33,16 +34,12 @@ class RunTree:
         self._file = run_dir / FILE
         self._runs: MlflowRuns | None = None
         self._away = not config.tracking.mlflow
-        self._state: dict[str, Any] = (
-            read_json(self._file)
-            if self._file.exists()
-            else {
-                "tracking_uri": tracking_uri(config.tracking.uri, run_dir),
-                "experiment": config.tracking.experiment,
-                "parent_run_id": None,
-                "runs": {},
-            }
-        )
+        self._state: dict[str, Any] = _known_runs(self._file) or {
+            "tracking_uri": tracking_uri(config.tracking.uri, run_dir),
+            "experiment": config.tracking.experiment,
+            "parent_run_id": None,
+            "runs": {},
+        }
 
     @property
     def tracking_uri(self) -> str:
@@ -80,6 +77,12 @@ class RunTree:
         run_id = self.known(stage)
         if run_id is not None:
             self._log(run_id, metrics, artifacts)
+
+    def replay(self, stage: str, spool: Path) -> None:
+        """Send what the stage's run still lacks of its spool."""
+        run_id = self.known(stage)
+        if run_id is not None:
+            self._try(lambda runs: replay(spool, self.tracking_uri, self.experiment, run_id))
 
     def record_parent(self, metrics: Mapping[str, float], artifacts: list[Path]) -> None:
         """The same for the parent."""
@@ -121,3 +124,12 @@ class RunTree:
             self._away = True  # one warning and one wait are enough for this process
             log.warning("MLflow at %s failed, going on without it: %s", self.tracking_uri, error)
             return None
+
+
+def _known_runs(file: Path) -> dict[str, Any] | None:
+    """What mlflow.json says; None when there is none, or none that can be read."""
+    try:
+        state = read_json(file)
+        return state if {"tracking_uri", "experiment", "parent_run_id", "runs"} <= state.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
