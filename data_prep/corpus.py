@@ -31,6 +31,7 @@ class Images(Section):
 
     image_size: int = Field(default=512, ge=1)  # longest side, pixels; larger images are scaled down
     min_image_size: int = Field(default=0, ge=0)  # shortest side, pixels; smaller images are refused
+    max_pixels: int = Field(default=89_000_000, ge=1, le=178_000_000)  # larger images are refused unread
     jpeg_quality: int = Field(default=95, ge=1, le=100)  # of images that have to be encoded again
     opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")  # X-Robots-Tag
     user_agent_token: str | None = None  # the name under which servers may address us in X-Robots-Tag

@@ -21,6 +21,7 @@ import pyarrow as pa
 from data_prep.corpus import Corpus, Fetch, Images
 from data_prep.deal import ITEM_SCHEMA
 from data_prep.downloaded import LOG, Done, claim, read_done, remove_unfinished, write_done
+from data_prep.incoming import GuardedResizer
 from data_prep.plan import Plan, read_item, read_plan
 from data_prep.progress import Report, silent
 from data_prep.workers import worker_pool
@@ -133,7 +134,7 @@ def _download_shard(shard: _Shard) -> None:
     )
     downloader = Downloader(
         sample_writer_class=WebDatasetSampleWriter,
-        resizer=resizer,
+        resizer=GuardedResizer(resizer, images.max_pixels),
         thread_count=fetch.threads,
         save_caption=True,
         extract_exif=False,

@@ -17,7 +17,6 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (cause, re.compile(pattern, re.IGNORECASE))
     for cause, pattern in (
         ("opt_out", r"disallowed by X-Robots-Tag"),
-        ("hash_mismatch", r"^hash mismatch$"),
         ("too_small", r"image too small"),
         ("too_large", r"image area too large"),
         ("aspect_ratio", r"aspect ratio too large"),
@@ -29,7 +28,7 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"name or service not known|no address associated with hostname|nodename nor servname"
             r"|temporary failure in name resolution|name resolution|getaddrinfo failed|\[errno -[235]\]",
         ),
-        ("truncated", r"IncompleteRead|retrieval incomplete|image file is truncated"),
+        ("truncated", r"IncompleteRead|retrieval incomplete|image file is truncated|truncated file read"),
         (
             "bad_url",
             r"unknown url type|no host given|nonnumeric port|invalid ipv6|url can't contain"
@@ -42,7 +41,8 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"|software caused connection abort",
         ),
         ("bad_response", r"got more than \d+|invalid literal for int"),
-        ("not_an_image", r"image decoding error|cannot identify image file"),
+        ("unsupported_format", r"unsupported pixel mode"),
+        ("not_an_image", r"image decoding error"),
     )
 )
 _HTTP = re.compile(r"^HTTP Error (\d{3})")

@@ -83,7 +83,6 @@ def test_messages_that_python_really_raises() -> None:
     [
         ("success", None, "ok"),
         ("failed_to_download", "Use of image disallowed by X-Robots-Tag directive", "opt_out"),
-        ("failed_to_download", "hash mismatch", "hash_mismatch"),
         ("failed_to_resize", "Image decoding error", "not_an_image"),
         ("failed_to_resize", "image too small", "too_small"),
         ("failed_to_resize", "image area too large", "too_large"),
