@@ -43,9 +43,7 @@ def main(context: click.Context, root: Path) -> None:
 @name_argument
 @click.option("--tasks", type=click.IntRange(1, 100_000), default=1, help="Work items to cut the rows into.")
 @click.option("--samples-per-shard", type=click.IntRange(1), default=10_000, help="Samples of a full shard.")
-@click.option(
-    "--image-size", type=click.IntRange(1), help="Longest side kept, pixels.  [default: the corpus's]"
-)
+@click.option("--image-size", type=click.IntRange(1), help="Longest side kept, pixels.  [default: the corpus's]")
 @click.option("--dry-run", is_flag=True, help="Say what would be planned; write nothing.")
 @json_option
 @click.pass_obj
@@ -72,9 +70,7 @@ def plan(
     if image_size:
         corpus = corpus.with_image_size(image_size)
     with progress("planning rows") as report:
-        made, new = make_plan(
-            corpus, tasks=tasks, samples_per_shard=samples_per_shard, dry_run=dry_run, report=report
-        )
+        made, new = make_plan(corpus, tasks=tasks, samples_per_shard=samples_per_shard, dry_run=dry_run, report=report)
     if dry_run:
         verb = "would plan" if new else "already planned, nothing to do:"
     else:
@@ -127,9 +123,7 @@ def download(
 
     corpus = find_corpus(name, root)
     wishes = {"processes": processes, "threads": threads, "timeout_seconds": timeout, "retries": retries}
-    fetch = corpus.definition.fetch.model_copy(
-        update={key: wish for key, wish in wishes.items() if wish is not None}
-    )
+    fetch = corpus.definition.fetch.model_copy(update={key: wish for key, wish in wishes.items() if wish is not None})
     with progress("downloading rows") as report:
         results = run(corpus, fetch, list(tasks) or None, report)
     new = [done for done, is_new in results if is_new]
@@ -155,13 +149,15 @@ def download(
 @name_argument
 @task_option
 @click.option("--processes", type=click.IntRange(1), default=1, help="Work items at once.")
+@click.option("--again", is_flag=True, help="Also read the shards of verified items: are they what was written?")
 @json_option
 @click.pass_obj
-def verify(root: Path, name: str, tasks: Sequence[int], processes: int, as_json: bool) -> None:
+def verify(root: Path, name: str, tasks: Sequence[int], processes: int, again: bool, as_json: bool) -> None:
     """Decode every downloaded image, and write the proven samples as canonical shards.
 
     A torn or changed tar goes to quarantine/ and its item has to be downloaded again (status 2). Items that
-    are verified already are left alone.
+    are verified already are left alone. With --again their shards are read too: a changed one goes to quarantine/
+    (status 2), and the next verify makes it again.
     """
     from data_prep.outcomes import describe, tally
     from data_prep.progress import progress
@@ -169,14 +165,15 @@ def verify(root: Path, name: str, tasks: Sequence[int], processes: int, as_json:
 
     corpus = find_corpus(name, root)
     with progress("verifying rows") as report:
-        verdicts = run(corpus, list(tasks) or None, processes, report)
+        verdicts = run(corpus, list(tasks) or None, processes, report, again=again)
     damage = [line for verdict in verdicts for line in verdict.damage]
     if damage:
-        items = " ".join(f"--task {verdict.item}" for verdict in verdicts if verdict.damage)
+        fetch = [f"--task {verdict.item}" for verdict in verdicts if verdict.mended_by == "download"]
+        first = f"`data-prep download {name} {' '.join(fetch)}` (only what was damaged is fetched), then "
         raise UserError(
-            "damaged downloads were moved to quarantine:\n  "
+            "damaged files were moved to quarantine:\n  "
             + "\n  ".join(damage)
-            + f"\nRun `data-prep download {name} {items}` (only what was damaged is fetched), then verify."
+            + f"\nRun {first if fetch else ''}`data-prep verify {name}`: it makes their shards again."
         )
     new = [verdict.record for verdict in verdicts if verdict.new and verdict.record]
     outcomes = tally(*(record.outcomes for record in new))
@@ -189,7 +186,8 @@ def verify(root: Path, name: str, tasks: Sequence[int], processes: int, as_json:
     if new:
         text = f"verified {len(new)} work items, {result['shards']} shards: {describe(outcomes)}"
     else:
-        text = f"already verified, nothing done: {len(verdicts)} work items at {corpus.folder}"
+        proof = "verified, and read again just now" if again else "already verified"
+        text = f"{proof}, nothing done: {len(verdicts)} work items at {corpus.folder}"
     answer(as_json, result, text)
 
 

@@ -2,8 +2,8 @@
 
 A leaf: the training side imports this file and `shard.py`, and nothing else of `data_prep`.
 
-    manifest.parquet   one row per shard, in order: path, samples, bytes, sha256, first_sample_index,
-                       work_item, attempt
+    manifest.parquet   one row per shard, in order: path, samples, bytes, sha256, index_sha256,
+                       first_sample_index, work_item, attempt
     manifest.json      totals, licence, outcome of every planned row, and the fingerprint
 
 `sample_index` of a sample is its shard's `first_sample_index` plus its row in the shard: stable as long as
@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         ("samples", pa.int64()),
         ("bytes", pa.int64()),
         ("sha256", pa.string()),
+        ("index_sha256", pa.string()),  # of the byte index beside it
         ("first_sample_index", pa.int64()),
         ("work_item", pa.int32()),
         ("attempt", pa.int32()),
@@ -61,7 +62,8 @@ class Manifest:
 
 def rows_fingerprint(rows: list[dict[str, Any]]) -> str:
     """Hex sha256 of what the shards are, in their order, wherever they lie."""
-    return fingerprint([[row["path"], row["samples"], row["bytes"], row["sha256"]] for row in rows])
+    what = ("path", "samples", "bytes", "sha256", "index_sha256")
+    return fingerprint([[row[column] for column in what] for row in rows])
 
 
 def summarise(rows: list[dict[str, Any]], totals: dict[str, Any]) -> dict[str, Any]:
@@ -97,33 +99,24 @@ def read_manifest(path: Path | str) -> Manifest:
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
+    command = f"`data-prep manifest {folder.absolute().name}`"
     try:
         summary = read_json(folder / "manifest.json")
         table = pq.read_table(folder / "manifest.parquet")
     except FileNotFoundError as error:
         raise UserError(
-            f"no manifest at {folder}: {Path(error.filename or folder).name} is missing. "
-            "Publish one with `data-prep manifest`."
+            f"no manifest at {folder}: {Path(error.filename or folder).name} is missing. Publish one with {command}."
         ) from error
     except ValueError as error:  # JSON's and Arrow's complaints are ValueErrors
-        raise UserError(
-            f"the manifest at {folder} is damaged: {error}. Run `data-prep manifest` again."
-        ) from error
+        raise UserError(f"the manifest at {folder} is damaged: {error}. Run {command} again.") from error
     if table.schema != SCHEMA or not isinstance(summary, dict):
-        raise UserError(
-            f"{folder} holds no manifest of this program (columns {', '.join(table.column_names)})"
-        )
+        raise UserError(f"{folder} holds no manifest of this program (columns {', '.join(table.column_names)})")
     if table.num_rows == 0:
         raise UserError(f"the manifest at {folder} lists no shards: the corpus has no usable rows")
     samples = table["samples"].to_numpy()
     firsts = table["first_sample_index"].to_numpy()
-    if rows_fingerprint(table.to_pylist()) != summary.get("fingerprint") or any(
-        firsts != _first_indices(samples)
-    ):
-        raise UserError(
-            f"manifest.parquet and manifest.json at {folder} disagree (fingerprint). "
-            "Run `data-prep manifest` again."
-        )
+    if rows_fingerprint(table.to_pylist()) != summary.get("fingerprint") or any(firsts != _first_indices(samples)):
+        raise UserError(f"manifest.parquet and manifest.json at {folder} disagree (fingerprint). Run {command} again.")
     return Manifest(folder, table["path"].to_pylist(), samples, firsts, summary["fingerprint"])
 
 

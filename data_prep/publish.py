@@ -32,9 +32,7 @@ def publish(corpus: Corpus) -> tuple[dict[str, Any], bool]:
             _check_accounting(corpus, plan, record)
         rows = [row for record in records for row in record.shards]
         if not rows:
-            raise UserError(
-                f"{corpus.folder} has no usable rows: not one of {plan.rows_planned:,} became a sample"
-            )
+            raise UserError(f"{corpus.folder} has no usable rows: not one of {plan.rows_planned:,} became a sample")
         totals = _totals(corpus, plan, records)
         if _is_published(corpus, rows, totals):
             return read_json(corpus.folder / "manifest.json"), False
@@ -59,14 +57,14 @@ def _all_verified(corpus: Corpus, plan: Plan) -> list[Verified]:
             if items
         ]
         raise UserError(
-            f"{corpus.folder} cannot be published: {'; '.join(parts)}. Run `data-prep download` and "
-            "`data-prep verify`; they do what is missing."
+            f"{corpus.folder} cannot be published: {'; '.join(parts)}. Run `data-prep download {plan.corpus}` and "
+            f"`data-prep verify {plan.corpus}`; they do what is missing."
         )
     for record in records:
         for row in record.shards:
             if problem := shard_problem(corpus, row):
                 raise UserError(
-                    f"{problem}. Run `data-prep verify --task {record.item}`: it writes it again."
+                    f"{problem}. Run `data-prep verify {plan.corpus} --task {record.item}`: it writes it again."
                 )
     return records
 
@@ -81,7 +79,7 @@ def _check_accounting(corpus: Corpus, plan: Plan, record: Verified) -> None:
     No uid can be in two shards then: within an item uids are unique, and the item is a function of the uid.
     """
     path = corpus.outcomes(record.item)
-    again = f"Remove {corpus.verified_file(record.item)} and run `data-prep verify` again."
+    again = f"Remove {corpus.verified_file(record.item)} and run `data-prep verify {plan.corpus}` again."
     try:
         outcomes = pq.read_table(path, columns=["uid", "outcome"])
     except (OSError, pa.ArrowInvalid) as error:

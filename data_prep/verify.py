@@ -3,7 +3,8 @@
 Proven (`prove.py`): every tar has the size and sha256 that it had when its download ended; every sample is
 complete, planned, there once, and carries its planned URL and caption; every image decodes to the last pixel;
 and each planned row has exactly one outcome. A tar that fails is moved to `quarantine/`; the next download of
-its item makes that shard again. The canonical shards depend on the samples alone (`shard.py`).
+its item makes that shard again. The canonical shards depend on the samples alone (`shard.py`); whether they are
+still what was written is asked with `again`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus
 from data_prep.downloaded import Done, read_done, shard_files
+from data_prep.manifest import SCHEMA
 from data_prep.outcomes import tally
 from data_prep.plan import Plan, read_item, read_plan
 from data_prep.progress import Report, silent
@@ -38,9 +40,9 @@ OUTCOME_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Verified:
-    """`verify/<item>.json`: the item is proven, from the download with this fingerprint.
+    """`verify/<item>.json`: the item is proven.
 
-    shards: rows for the manifest. outcomes: cause to number of planned rows, `rows` in all.
+    fingerprint: of the download that it was made from, and of what is recorded of a shard. shards: rows for the manifest. outcomes: cause to number of planned rows, `rows` in all.
     """
 
     item: int
@@ -52,30 +54,43 @@ class Verified:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` says of an item. record: None if `damage` was found. new: whether verified just now."""
+    """What `verify` says of an item.
+
+    record: None if `damage` was found. new: whether verified just now. mended_by: the command that makes again
+    what was damaged, `download` for tars of img2dataset and `verify` for canonical shards.
+    """
 
     item: int
     record: Verified | None
     new: bool
     damage: list[str]
+    mended_by: Literal["download", "verify"] | None = None
 
 
 def verify(
-    corpus: Corpus, items: Sequence[int] | None = None, processes: int = 1, report: Report = silent
+    corpus: Corpus,
+    items: Sequence[int] | None = None,
+    processes: int = 1,
+    report: Report = silent,
+    *,
+    again: bool = False,
 ) -> list[Verdict]:
     """Verify items, by default all that are downloaded; one that is verified already is left alone.
 
-    processes: items at once. report: called with (rows done, rows to do).
+    again: read the shards of those too; one that is not what was written goes to quarantine, and its item counts
+    as not verified, so that the next call makes it again. processes: items at once. report: called with (rows done, rows to do).
     Raises UserError for an item that is not downloaded, and when nothing is.
     """
     plan = read_plan(corpus)
     downloaded = [item for item in plan.select(items) if read_done(corpus, item, plan.fingerprint)]
     if absent := sorted(set(items or ()) - set(downloaded)):
-        raise UserError(f"work item {absent[0]} is not downloaded: run `data-prep download --task {absent[0]}`")
+        raise UserError(
+            f"work item {absent[0]} is not downloaded: run `data-prep download {plan.corpus} --task {absent[0]}`"
+        )
     if not downloaded:
-        raise UserError(f"nothing is downloaded at {corpus.folder}: run `data-prep download` first")
+        raise UserError(f"nothing is downloaded at {corpus.folder}: run `data-prep download {plan.corpus}` first")
     total, rows_done, verdicts = sum(plan.items[item]["rows"] for item in downloaded), 0, []
-    for verdict in _verdicts(corpus, plan, downloaded, processes):
+    for verdict in _verdicts(corpus, plan, downloaded, processes, again):
         verdicts.append(verdict)
         rows_done += plan.items[verdict.item]["rows"]
         report(rows_done, total)
@@ -88,7 +103,11 @@ def read_verified(corpus: Corpus, done: Done) -> Verified | None:
         record = Verified(**read_json(corpus.verified_file(done.item)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return record if record.fingerprint == fingerprint(asdict(done)) else None
+    return record if record.fingerprint == _stamp(done) else None
+
+
+def _stamp(done: Done) -> str:
+    return fingerprint([asdict(done), SCHEMA.names])
 
 
 def shard_problem(corpus: Corpus, row: dict[str, Any]) -> str | None:
@@ -101,34 +120,56 @@ def shard_problem(corpus: Corpus, row: dict[str, Any]) -> str | None:
     return None
 
 
-def _verdicts(corpus: Corpus, plan: Plan, items: list[int], processes: int) -> Iterator[Verdict]:
+def _verdicts(corpus: Corpus, plan: Plan, items: list[int], processes: int, again: bool) -> Iterator[Verdict]:
     if min(processes, len(items)) == 1:
-        yield from (_verify_item(corpus, plan, item) for item in items)
+        yield from (_verify_item(corpus, plan, item, again) for item in items)
         return
     with worker_pool(min(processes, len(items))) as pool:
-        for future in as_completed([pool.submit(_verify_item, corpus, plan, item) for item in items]):
+        for future in as_completed([pool.submit(_verify_item, corpus, plan, item, again) for item in items]):
             yield future.result()
 
 
-def _verify_item(corpus: Corpus, plan: Plan, item: int) -> Verdict:
+def _verify_item(corpus: Corpus, plan: Plan, item: int, again: bool) -> Verdict:
     with exclusive(corpus.lock(f"item-{item:05d}"), f"work item {item} of {corpus.folder}"):
         done = read_done(corpus, item, plan.fingerprint)
         if done is None:
             raise UserError(f"work item {item} is being downloaded again: verify it afterwards")
         record = read_verified(corpus, done)
+        if record and again and (changed := _changed_shards(corpus, record)):
+            return Verdict(item, None, True, _forget(corpus, item, changed), mended_by="verify")
         if record and not any(shard_problem(corpus, row) for row in record.shards):
             return Verdict(item, record, False, [])
         planned = read_item(corpus, plan, item)
         proof = prove(corpus.download(item), done, planned)
         if proof.damaged:
-            return Verdict(item, None, True, _quarantine(corpus, item, proof))
+            return Verdict(item, None, True, _quarantine(corpus, item, proof), mended_by="download")
         _remove_leftovers(corpus, item)
         shards = list(_write_shards(corpus, item, proof.samples, plan.samples_per_shard))
         _write_outcomes(corpus, item, proof, planned)
         outcomes = tally(outcome.cause for outcome in proof.outcomes.values())
-        record = Verified(item, fingerprint(asdict(done)), planned.num_rows, shards, outcomes)
+        record = Verified(item, _stamp(done), planned.num_rows, shards, outcomes)
         write_json(corpus.verified_file(item), asdict(record))
         return Verdict(item, record, True, [])
+
+
+def _changed_shards(corpus: Corpus, record: Verified) -> list[Path]:
+    """Canonical shards of which a byte, or one of their index, differs from what was written."""
+    paths = [(corpus.folder / row["path"], row) for row in record.shards]
+    return [
+        path
+        for path, row in paths
+        if path.is_file()
+        and index_path(path).is_file()
+        and (sha256_file(path), sha256_file(index_path(path))) != (row["sha256"], row["index_sha256"])
+    ]
+
+
+def _forget(corpus: Corpus, item: int, changed: list[Path]) -> list[str]:
+    """Move changed shards aside, then the item's claim to be verified: a missing shard is noticed without it."""
+    for path in changed:
+        _set_aside(corpus, item, (path, index_path(path)))
+    corpus.verified_file(item).unlink()
+    return [f"item {item}: {path.name} or its index is not what was verified (sha256)" for path in changed]
 
 
 def _quarantine(corpus: Corpus, item: int, proof: Proof) -> list[str]:
@@ -172,6 +213,7 @@ def _write_shards(corpus: Corpus, item: int, samples: list[Proven], capacity: in
             "samples": len(part),
             "bytes": path.stat().st_size,
             "sha256": sha256_file(path),
+            "index_sha256": sha256_file(index_path(path)),
             "work_item": item,
             "attempt": 0,
         }

@@ -55,7 +55,7 @@ class Health:
         if self._failures > max(1.0, self._max_failure_rate * max(self._samples, 1000)):
             raise UserError(
                 f"{self._failures} of {self._samples} samples could not be decoded (last: {dict(batch.failures)}), "
-                "more than loader.max_failure_rate allows: run `data-prep verify` on the corpus"
+                "more than loader.max_failure_rate allows: run `data-prep verify NAME --again` on the corpus"
             )
 
 

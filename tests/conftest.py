@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_prep.manifest import write_manifest
-from data_prep.shard import Sample, write_shard
+from data_prep.shard import Sample, index_path, write_shard
 from pipeline.files import sha256_file
 
 
@@ -39,6 +39,7 @@ def write_corpus(folder: Path, shard_sizes: list[int], broken: tuple[int, ...] =
                 "samples": size,
                 "bytes": path.stat().st_size,
                 "sha256": sha256_file(path),
+                "index_sha256": sha256_file(index_path(path)),
                 "work_item": shard,
                 "attempt": 0,
             }

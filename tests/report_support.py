@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from data_prep.manifest import write_manifest
-from data_prep.shard import Sample, write_shard
+from data_prep.shard import Sample, index_path, write_shard
 from pipeline.files import sha256_file, write_json
 from pipeline.tracking.jsonl import JsonlTracker
 
@@ -74,7 +74,7 @@ def _corpus(run: Path) -> None:
     write_shard(path, [_sample(i) for i in range(40)])
     row = {
         "path": "shards/00000-000.tar", "samples": 40, "bytes": path.stat().st_size,
-        "sha256": sha256_file(path), "work_item": 0, "attempt": 1,
+        "sha256": sha256_file(path), "index_sha256": sha256_file(index_path(path)), "work_item": 0, "attempt": 1,
     }  # fmt: skip
     outcomes = {"ok": 5890, "http_404": 214, "opt_out": 97, "timeout": 80, "not_an_image": 61, HOSTILE: 12}
     totals = {
@@ -127,9 +127,7 @@ def _training(run: Path) -> None:
 
 
 def _export(run: Path) -> None:
-    write_json(
-        run / "model" / "export.json", {"checkpoint": "step-00000600", "weights_sha256": "c0ffee" * 10}
-    )
+    write_json(run / "model" / "export.json", {"checkpoint": "step-00000600", "weights_sha256": "c0ffee" * 10})
 
 
 def _results(run: Path) -> None:

@@ -58,7 +58,7 @@ class ShardReader:
         except FileNotFoundError as error:
             raise UserError(
                 f"{error.filename} is missing, though the manifest lists {path.name}: "
-                "restore it, or run `data-prep verify` and `data-prep manifest` again"
+                "restore it, or run `data-prep verify NAME --again` and `data-prep manifest NAME`"
             ) from error
         if len(self._open) >= OPEN_SHARDS:
             _, oldest = self._open.popitem(last=False)

@@ -23,6 +23,7 @@ def rows(samples: list[int] = SAMPLES) -> list[dict]:
             "samples": n,
             "bytes": 1000 + n,
             "sha256": f"{i}" * 64,
+            "index_sha256": f"{i + 1}" * 64,
             "work_item": i,
             "attempt": 0,
         }
@@ -48,7 +49,7 @@ def test_fingerprint_is_of_content_and_order() -> None:
     reference = rows_fingerprint(rows())
     assert reference == rows_fingerprint([{**row, "attempt": 7, "first_sample_index": 1} for row in rows()])
     assert reference != rows_fingerprint(rows()[::-1])
-    for key, value in {"path": "x", "samples": 4, "bytes": 1, "sha256": "f" * 64}.items():
+    for key, value in {"path": "x", "samples": 4, "bytes": 1, "sha256": "f" * 64, "index_sha256": "f" * 64}.items():
         assert reference != rows_fingerprint([{**rows()[0], key: value}, *rows()[1:]])
 
 
@@ -72,11 +73,11 @@ def test_damaged_file(tmp_path: Path, name: str) -> None:
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("column", ["samples", "sha256", "first_sample_index"])
+@pytest.mark.parametrize("column", ["samples", "sha256", "index_sha256", "first_sample_index"])
 def test_files_that_disagree(tmp_path: Path, column: str) -> None:
     write_manifest(tmp_path, rows(), {})
     table = pq.read_table(tmp_path / "manifest.parquet").to_pylist()
-    table[1][column] = "0" * 64 if column == "sha256" else 2
+    table[1][column] = "0" * 64 if "sha256" in column else 2
     schema = pq.read_schema(tmp_path / "manifest.parquet")
     pq.write_table(pa.Table.from_pylist(table, schema), tmp_path / "manifest.parquet")
     with pytest.raises(UserError, match="disagree"):

@@ -25,7 +25,7 @@ from data_prep.downloaded import claim, is_finished, read_done, remove_unfinishe
 from data_prep.manifest import read_manifest
 from data_prep.plan import Plan, make_plan, read_item, read_plan
 from data_prep.publish import publish
-from data_prep.shard import read_index
+from data_prep.shard import index_path, read_index
 from data_prep.stored import BadImage, check_image
 from data_prep.verify import verify
 from pipeline.errors import UserError
@@ -254,6 +254,33 @@ def test_a_kill_during_quarantine_makes_no_damage_sound(
         assert verify(corpus)[0].damage
         assert remove_unfinished(corpus.download(0), 3) == [1]
     assert not tar.exists()
+
+
+@pytest.mark.parametrize("spoil", ["shard", "index"])
+def test_a_shard_that_changed_is_found_when_asked_and_made_again(
+    toy: tuple[Corpus, Plan, list[Entry]], spoil: str
+) -> None:
+    corpus, plan, rows = toy
+    downloaded(corpus, plan, 0, rows)
+    verify(corpus)
+    published, _ = publish(corpus)
+    assert not verify(corpus, again=True)[0].new
+    shard = corpus.shard(0, 1)
+    path = shard if spoil == "shard" else index_path(shard)
+    sound, content = path.read_bytes(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit, the size stays
+    path.write_bytes(content)
+    assert not verify(corpus)[0].new, "at first sight nothing is wrong"
+    (verdict,) = verify(corpus, again=True)
+    assert verdict.mended_by == "verify"
+    assert len(verdict.damage) == 1
+    assert shard.name in verdict.damage[0]
+    assert (corpus.folder / "quarantine/00000" / path.name).read_bytes() == content
+    with pytest.raises(UserError, match=r"still to verify \(0\).*`data-prep verify toy`"):
+        publish(corpus)
+    assert verify(corpus)[0].new
+    assert path.read_bytes() == sound
+    assert publish(corpus) == (published, False)
 
 
 def test_verifying_again_does_nothing_until_the_download_changes(
