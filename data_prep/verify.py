@@ -42,7 +42,8 @@ OUTCOME_SCHEMA = pa.schema(
 class Verified:
     """`verify/<item>.json`: the item is proven.
 
-    fingerprint: of the download that it was made from, and of what is recorded of a shard. shards: rows for the manifest. outcomes: cause to number of planned rows, `rows` in all.
+    fingerprint: of the download that it was made from, and of what is recorded of a shard. shards: rows for the
+    manifest. outcomes: cause to number of planned rows, `rows` in all.
     """
 
     item: int
@@ -78,7 +79,8 @@ def verify(
     """Verify items, by default all that are downloaded; one that is verified already is left alone.
 
     again: read the shards of those too; one that is not what was written goes to quarantine, and its item counts
-    as not verified, so that the next call makes it again. processes: items at once. report: called with (rows done, rows to do).
+    as not verified, so that the next call makes it again. processes: items at once. report: called with
+    (rows done, rows to do).
     Raises UserError for an item that is not downloaded, and when nothing is.
     """
     plan = read_plan(corpus)

@@ -17,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import data_prep.verify
+from data_prep.cli import main
 from data_prep.corpus import Corpus, CorpusDefinition
 from data_prep.downloaded import claim, is_finished, read_done, remove_unfinished, shard_files, write_done
 from data_prep.manifest import read_manifest
@@ -271,10 +273,11 @@ def test_a_shard_that_changed_is_found_when_asked_and_made_again(
     content[len(content) // 2] ^= 1  # one bit, the size stays
     path.write_bytes(content)
     assert not verify(corpus)[0].new, "at first sight nothing is wrong"
-    (verdict,) = verify(corpus, again=True)
-    assert verdict.mended_by == "verify"
-    assert len(verdict.damage) == 1
-    assert shard.name in verdict.damage[0]
+    name = str(corpus.folder)
+    result = CliRunner().invoke(main, ["verify", name, "--again"])
+    assert result.exit_code == 2
+    assert f"item 0: {shard.name} or its index is not what was verified" in result.output
+    assert f"Run `data-prep verify {name}`" in result.output
     assert (corpus.folder / "quarantine/00000" / path.name).read_bytes() == content
     with pytest.raises(UserError, match=r"still to verify \(0\).*`data-prep verify toy`"):
         publish(corpus)
