@@ -69,6 +69,7 @@ def plan(
     corpus = find_corpus(name, root)
     if image_size:
         corpus = corpus.with_image_size(image_size)
+    described = corpus.described_differently()
     with progress("planning rows") as report:
         made, new = make_plan(corpus, tasks=tasks, samples_per_shard=samples_per_shard, dry_run=dry_run, report=report)
     if dry_run:
@@ -83,11 +84,15 @@ def plan(
         "rows_read": made.rows_read,
         "rows_planned": made.rows_planned,
         "dropped": made.dropped,
+        "described_differently": described,
     }
     text = (
         f"{verb} {made.rows_planned:,} of {made.rows_read:,} rows in {made.tasks} work items at "
         f"{corpus.folder} (dropped: {describe(made.dropped)})"
     )
+    if described:
+        verb = "would change" if dry_run else f"changed; `data-prep manifest {made.corpus}` publishes it"
+        text += f"\ncorpus.yaml {verb}:\n  " + "\n  ".join(described)
     answer(as_json, result, text)
 
 

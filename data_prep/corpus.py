@@ -115,6 +115,14 @@ class Corpus:
         images = self.definition.images.model_copy(update={"image_size": image_size})
         return replace(self, definition=self.definition.model_copy(update={"images": images}))
 
+    def described_differently(self) -> list[str]:
+        """`key: stored -> given` for what `corpus.yaml` says otherwise; empty where there is none yet."""
+        stored = self.folder / "corpus.yaml"
+        if not stored.is_file():
+            return []
+        before, after = read_definition(stored).model_dump(), self.definition.model_dump()
+        return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+
     def save_definition(self) -> None:
         """Write `corpus.yaml`, the definition in force."""
         content = yaml.safe_dump(self.definition.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

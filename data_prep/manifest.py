@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, fingerprint, read_json, write_json
 
+MANIFEST_FILES = ("manifest.json", "manifest.parquet")
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),  # relative to the manifest's folder

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus, Images
 from data_prep.deal import ITEM_SCHEMA, deal
+from data_prep.manifest import MANIFEST_FILES
 from data_prep.outcomes import describe
 from data_prep.progress import Report, silent
 from pipeline.errors import UserError
@@ -81,7 +82,10 @@ def read_item(corpus: Corpus, plan: Plan, item: int) -> pa.Table:
     """
     path = corpus.plan_item(item)
     if not _intact(corpus.folder, plan.items[item]):
-        raise UserError(f"{path} is missing or not what was planned: run `data-prep plan` again, it mends that")
+        raise UserError(
+            f"{path} is missing or not what was planned: run `data-prep plan {plan.corpus} ...` "
+            "as before, it mends that"
+        )
     return pq.read_table(path, schema=ITEM_SCHEMA)
 
 
@@ -91,7 +95,8 @@ def make_plan(
     """Plan the corpus; returns the plan and whether it is new (False: an equal one was there already).
 
     dry_run: find out everything, write nothing into the corpus. report: called with (rows read, rows in all).
-    Raises UserError when another plan is in force (with the differences) or no row is usable.
+    A definition that differs only in what it says of the corpus, or in how it fetches, is stored and changes nothing
+    else. Raises UserError when another plan is in force (with the differences) or no row is usable.
     """
     metadata = corpus.metadata_files()
     wanted = _request(
@@ -108,7 +113,12 @@ def make_plan(
             plan = read_plan(corpus)
             _refuse_change(corpus, plan.request(), wanted)
             if all(_intact(corpus.folder, entry) for entry in plan.items):
+                if not dry_run and corpus.described_differently():
+                    corpus.save_definition()
                 return plan, False
+        elif not dry_run:
+            for name in MANIFEST_FILES:  # of an earlier plan: nothing may be trained on what this one does not hold
+                (corpus.folder / name).unlink(missing_ok=True)
         scratch = Path(stack.enter_context(_scratch(None if dry_run else corpus.folder)))
         target = scratch if dry_run else corpus.folder
         plan = _build(corpus, list(metadata.values()), wanted, scratch, target, report)
@@ -178,8 +188,8 @@ def _refuse_change(corpus: Corpus, frozen: dict[str, Any], wanted: dict[str, Any
             f"{corpus.folder} was planned differently (planned -> asked for):\n"
             + "\n".join(changes)
             + "\nA plan is never changed under its downloads. Ask for the same again; or plan into another "
-            "folder (--root); or, to start over, remove plan.json, plan/, download/, verify/, outcomes/ and "
-            "shards/ there."
+            "folder (--root); or, to start over, remove plan.json, manifest.*, plan/, download/, verify/, outcomes/ "
+            "and shards/ there."
         )
 
 

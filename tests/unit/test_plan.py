@@ -15,11 +15,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 import data_prep.deal
 import data_prep.rows
+from data_prep.cli import main
 from data_prep.corpus import Columns, Corpus, CorpusDefinition, open_corpus, shipped_names
 from data_prep.plan import Plan, make_plan, read_item, read_plan
 from data_prep.rows import Row, normalise, work_item
@@ -204,6 +206,48 @@ def test_a_changed_plan_is_refused_with_the_difference(tmp_path: Path, change: s
         assert expected[change] in str(refused.value)
         assert str(refused.value).count("->") == 2, "only the difference is printed (and the legend)"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")} == before
+
+
+def test_a_new_licence_is_stored_and_changes_nothing_else(tmp_path: Path) -> None:
+    root, given = tmp_path / "corpora", tmp_path / "toy.yaml"
+    corpus_at(root / "toy", good_rows(5))
+    plan = ["--root", str(root), "plan", str(given)]
+    text = "name: toy\ntitle: Toy\nlicence: {}\nfetch: {{retries: 1}}\n"
+    given.write_text(text.format("CC0-1.0"))
+    assert CliRunner().invoke(main, plan).exit_code == 0
+    frozen = (root / "toy/plan.json").read_bytes()
+    given.write_text(text.format("CC-BY-4.0"))
+    dry = CliRunner().invoke(main, [*plan, "--dry-run"])
+    assert "corpus.yaml would change:\n  licence: CC0-1.0 -> CC-BY-4.0" in dry.output
+    assert open_corpus("toy", root).definition.licence == "CC0-1.0"
+    result = CliRunner().invoke(main, plan)
+    assert "licence: CC0-1.0 -> CC-BY-4.0" in result.output
+    assert open_corpus("toy", root).definition.licence == "CC-BY-4.0"
+    assert (root / "toy/plan.json").read_bytes() == frozen
+    assert "corpus.yaml" not in CliRunner().invoke(main, plan).output
+    given.write_text(text.format("MIT") + "columns: {caption: url}\n")  # this one decides what is planned
+    refused = CliRunner().invoke(main, plan)
+    assert refused.exit_code == 2
+    assert "settings.columns.caption: caption -> url" in refused.output
+    assert open_corpus("toy", root).definition.licence == "CC-BY-4.0"
+
+
+def test_starting_over_withdraws_the_old_manifest(tmp_path: Path) -> None:
+    corpus = corpus_at(tmp_path, good_rows(50))
+    make_plan(corpus, tasks=2, samples_per_shard=10)
+    published = [tmp_path / name for name in ("manifest.json", "manifest.parquet")]
+    for path in published:
+        path.write_text("published")
+    corpus.plan_item(1).unlink()
+    make_plan(corpus, tasks=2, samples_per_shard=10)
+    assert all(path.exists() for path in published), "a mended plan is the same plan"
+    with pytest.raises(UserError, match=r"remove plan\.json, manifest\.\*, plan/"):
+        make_plan(corpus, tasks=3, samples_per_shard=10)
+    corpus.plan_file.unlink()
+    make_plan(corpus, tasks=3, samples_per_shard=10, dry_run=True)
+    assert all(path.exists() for path in published)
+    make_plan(corpus, tasks=3, samples_per_shard=10)
+    assert not any(path.exists() for path in published)
 
 
 def test_dry_run_finds_out_everything_and_writes_nothing(tmp_path: Path) -> None:
