@@ -26,6 +26,7 @@ STAGES = {
 }  # fmt: skip
 RUN_STARTED = 1_763_740_800.0
 STEPS, BATCH = 600, 256
+WEIGHTS = "c0ffee" * 10
 
 
 def fabricate_run(run: Path, stages: dict[str, int] | None = None) -> Path:
@@ -127,7 +128,7 @@ def _training(run: Path) -> None:
 
 
 def _export(run: Path) -> None:
-    write_json(run / "model" / "export.json", {"checkpoint": "step-00000600", "weights_sha256": "c0ffee" * 10})
+    write_json(run / "model" / "export.json", {"checkpoint": "step-00000600", "weights_sha256": WEIGHTS})
 
 
 def _results(run: Path) -> None:
@@ -139,8 +140,11 @@ def _results(run: Path) -> None:
     for task, kind, metric, score, chance, title in scores:
         result = {
             "task": task, "title": title, "kind": kind, "main_metric": metric, "score": score,
-            "chance": chance, "metrics": {metric: score}, "n": 960, "seconds": 4.2,
+            "chance": chance, "metrics": {metric: score}, "n": 960, "seconds": 4.2, "checkpoint_sha256": WEIGHTS,
         }  # fmt: skip
         write_json(run / "results" / f"{task}.json", result)
     average = sum(score for *_, score, _, _ in scores) / 3
-    write_json(run / "results" / "aggregate.json", {"tasks": 3, "average": average, "scores": {}})
+    write_json(run / "results" / "aggregate.json", {
+        "checkpoint_sha256": WEIGHTS, "tasks": 3, "average": average,
+        "scores": {task: {"score": score} for task, _, _, score, _, _ in scores},
+    })  # fmt: skip

@@ -44,7 +44,7 @@ class RunFacts:
     """A run directory, read. What a stage that has not run would have left is None or empty.
 
     plan, manifest, train, aggregate, export, mlflow: the JSON files of docs/architecture.md.
-    points: of train/metrics.jsonl. results: of results/<task>.json, by task name.
+    points: of train/metrics.jsonl. results: of results/<task>.json, all of one model (`_of_one_model`).
     failures: why a task has no result, by task name.
     """
 
@@ -76,6 +76,8 @@ def read_facts(run_dir: Path) -> RunFacts:
     results = run_dir / "results"
     tasks = [_read(path) for path in sorted(results.glob("*.json")) if path.name != "aggregate.json"]
     failed = [task for task in tasks if task and "error" in task]
+    scored = [task for task in tasks if task and "score" in task]
+    aggregate, export = _read(results / "aggregate.json"), _read(run_dir / "model" / "export.json")
     return RunFacts(
         run_dir=run_dir,
         plan=plan,
@@ -84,12 +86,23 @@ def read_facts(run_dir: Path) -> RunFacts:
         manifest=_read(corpus / "manifest.json"),
         train=_read(run_dir / "train" / "summary.json"),
         points=read_points(run_dir / "train" / "metrics.jsonl"),
-        results=[task for task in tasks if task and "score" in task],
+        results=_of_one_model(scored, aggregate, export),
         failures={task["task"]: task["error"] for task in failed},
-        aggregate=_read(results / "aggregate.json"),
-        export=_read(run_dir / "model" / "export.json"),
+        aggregate=aggregate,
+        export=export,
         mlflow=_read(run_dir / "mlflow.json"),
     )
+
+
+def _of_one_model(scored: list[Json], aggregate: Json | None, export: Json | None) -> list[Json]:
+    """The results behind the average, where there is one; else those of the exported weights.
+
+    A run that was trained on and evaluated only in part holds results of several models.
+    """
+    if aggregate is not None:
+        weights, tasks = aggregate["checkpoint_sha256"], aggregate["scores"]
+        return [r for r in scored if r["checkpoint_sha256"] == weights and r["task"] in tasks]
+    return [r for r in scored if export is not None and r["checkpoint_sha256"] == export["weights_sha256"]]
 
 
 def _stage(run_dir: Path, stage: Json) -> StageFacts:

@@ -88,6 +88,24 @@ def test_a_task_that_failed_is_on_the_page_with_its_reason(tmp_path):
     assert "failed: torn tar" in (run / "report.html").read_text()
 
 
+def test_scores_of_other_weights_are_not_mixed_in(tmp_path):
+    run = fabricate_run(tmp_path)
+    results = run / "results"
+    whole = {path.stem: json.loads(path.read_text()) for path in results.glob("scenes_*.json")}
+    newer = {**whole["scenes_unseen"], "score": 0.99, "checkpoint_sha256": "f" * 60}
+    write_json(results / "scenes_unseen.json", newer)
+    write_json(results / "left_over.json", {**whole["scenes_groups"], "task": "left_over"})
+    # With an average, what it is of; a task that was evaluated on other weights since is not.
+    assert set(summary_of(run)["evaluate"]) == {"scenes_retrieval", "scenes_groups"}
+    (results / "aggregate.json").unlink()  # an evaluation that stopped half way
+    assert set(summary_of(run)["evaluate"]) == {"scenes_retrieval", "scenes_groups", "left_over"}
+    exported = run / "model" / "export.json"
+    write_json(exported, {**json.loads(exported.read_text()), "weights_sha256": "f" * 60})
+    assert summary_of(run)["evaluate"] == {"scenes_unseen": {"score": 0.99, "chance": newer["chance"]}}
+    exported.unlink()
+    assert summary_of(run)["evaluate"] is None
+
+
 @pytest.mark.parametrize(
     "damaged", ["train/summary.json", "stages/train.0.json", "mlflow.json", "corpora/demo/manifest.json"]
 )
