@@ -48,13 +48,14 @@ def shard_files(folder: Path, shard: int) -> tuple[Path, Path, Path]:
 
 
 def is_finished(folder: Path, shard: int) -> bool:
-    """Whether img2dataset came to the end of a shard."""
+    """Whether img2dataset came to the end of a shard, and its files reached the disk."""
     tar, records, stats = shard_files(folder, shard)
     try:
         json.loads(stats.read_bytes())["successes"]
-    except (FileNotFoundError, ValueError, KeyError):
+        pq.read_metadata(records)  # empty after a power cut, though the statistics are there
+    except (FileNotFoundError, ValueError, KeyError):  # pyarrow's own errors are ValueErrors
         return False
-    return tar.is_file() and records.is_file()
+    return tar.is_file()
 
 
 def remove_unfinished(folder: Path, shards: int) -> list[int]:
@@ -71,9 +72,7 @@ def claim(folder: Path, plan_fingerprint: str) -> None:
     """Tie a folder to its plan before the first download; raises UserError when it belongs to another."""
     claimed = folder / "input.json"
     if claimed.is_file() and read_json(claimed) != {"plan": plan_fingerprint}:
-        raise UserError(
-            f"{folder} holds downloads of another plan: remove it, or plan into another folder (--root)"
-        )
+        raise UserError(f"{folder} holds downloads of another plan: remove it, or plan into another folder (--root)")
     write_json(claimed, {"plan": plan_fingerprint})
 
 
@@ -105,9 +104,7 @@ def write_done(corpus: Corpus, item: int, plan_fingerprint: str, rows: int, shar
         pairs = zip(records["status"].to_pylist(), records["error_message"].to_pylist(), strict=True)
         causes += [classify(*pair) for pair in pairs]
         size, digest = tar.stat().st_size, sha256_file(tar)
-        tars.append(
-            {"name": tar.name, "samples": read_json(stats)["successes"], "bytes": size, "sha256": digest}
-        )
+        tars.append({"name": tar.name, "samples": read_json(stats)["successes"], "bytes": size, "sha256": digest})
     causes += [LOST] * (rows - len(causes))
     done = Done(item, plan_fingerprint, rows, tally(causes), tars)
     if rows and not done.ok:

@@ -390,8 +390,9 @@ def test_only_finished_shards_survive_a_kill(toy: tuple[Corpus, Plan, list[Entry
     (folder / "_tmp/1.arrow").write_bytes(b"x")
     stats = shard_files(folder, 1)[2]
     stats.write_text(stats.read_text()[:10])  # img2dataset writes it in place
-    assert remove_unfinished(folder, 3) == [1]
-    kept = {path for shard in (0, 2) for path in shard_files(folder, shard)}
+    shard_files(folder, 2)[1].write_bytes(b"")  # a power cut, before its data reached the disk
+    assert remove_unfinished(folder, 3) == [1, 2]
+    kept = {path for shard in (0,) for path in shard_files(folder, shard)}
     assert set(folder.iterdir()) == kept | {folder / "input.json"}
     claim(folder, plan.fingerprint)
     with pytest.raises(UserError, match="downloads of another plan"):
