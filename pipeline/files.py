@@ -6,13 +6,17 @@ renamed over the target; the folder is fsynced too, so that the rename survives 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from pipeline.errors import UserError
 
 
 def fsync_folder(folder: Path) -> None:
@@ -29,6 +33,7 @@ def atomic_open(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary sibling of `path` for writing; on a clean exit it becomes `path`, else it is removed.
 
     The temporary name starts with a dot and carries the process id, so two writers never share one.
+    Raises UserError that names the file when the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +46,14 @@ def atomic_open(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
         fsync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free
+            raise UserError(
+                f"no space left to write {path}: {free / 1e9:.2f} GB are free without it ({os.strerror(error.errno)}). "
+                "Make room, then run the same command again."
+            ) from error
         raise
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import click
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-import data_prep.plan
 from data_prep.cli import main
 
 
@@ -57,14 +59,27 @@ def test_errors_are_one_message_and_status_2(tmp_path: Path, arguments: list[str
     assert result.stdout == ""
 
 
-def test_a_full_disk_is_a_message_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "plan.json")
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_names_the_file_and_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    folder = tmp_path / "demo"
+    (folder / "metadata").mkdir(parents=True)
+    table = {"uid": [f"{n:032x}" for n in range(9)], "url": ["http://h/1"] * 9, "caption": ["c"] * 9}
+    pq.write_table(pa.table(table), folder / "metadata/rows.parquet")
 
-    monkeypatch.setattr(data_prep.plan, "make_plan", full)
-    result = CliRunner().invoke(main, ["--root", str(tmp_path), "plan", "demo"])
+    def full(_: int) -> None:
+        raise OSError(code, os.strerror(code))  # as the kernel says it: without a name
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = CliRunner().invoke(main, ["--root", str(tmp_path), "plan", "demo"])
     assert result.exit_code == 2
-    assert result.stderr == "error: [Errno 28] No space left on device: 'plan.json'\n"
+    assert result.stderr.startswith(f"error: no space left to write {folder}/plan/00000.parquet: ")
+    assert re.search(r"\d+\.\d\d GB are free", result.stderr)
+    assert not list(folder.rglob("*.tmp"))
+    assert not (folder / "plan.json").exists()
+    assert CliRunner().invoke(main, ["--root", str(tmp_path), "plan", "demo"]).exit_code == 0
 
 
 def test_root_from_the_environment(tmp_path: Path) -> None:
