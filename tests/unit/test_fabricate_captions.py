@@ -100,9 +100,7 @@ def check_ground(scene: Scene, text: str) -> None:
     match = GROUND.fullmatch(text)
     assert match, text
     colour = next(value for key, value in match.groupdict().items() if key.startswith("c") and value)
-    kind = ("plain", "gradient", "noisy", "lined", "lined")[
-        [bool(match[f"c{n}"]) for n in range(1, 6)].index(True)
-    ]
+    kind = ("plain", "gradient", "noisy", "lined", "lined")[[bool(match[f"c{n}"]) for n in range(1, 6)].index(True)]
     assert (kind, colour) == (scene.background.kind, scene.background.colour), text
 
 

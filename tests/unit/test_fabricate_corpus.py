@@ -65,9 +65,7 @@ def test_the_list_holds_the_promised_rows(made: tuple[Path, dict[str, Any]]) -> 
     assert sum(count - 1 for count in copies.values()) == summary["behaviours"]["duplicate"] > 0
     assert len({row["uid"] for row in rows}) == len({row["url"] for row in rows}) == len(copies)
     assert all(len(row["uid"]) == 32 and int(row["uid"], 16) >= 0 for row in rows)
-    assert read_json(Path(summary["source"]) / BEHAVIOURS_FILE).keys() < {
-        row["url"].removeprefix(BASE) for row in rows
-    }
+    assert read_json(Path(summary["source"]) / BEHAVIOURS_FILE).keys() < {row["url"].removeprefix(BASE) for row in rows}
 
 
 def test_troubles_are_a_twentieth_of_a_large_corpus() -> None:

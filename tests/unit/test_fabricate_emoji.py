@@ -108,9 +108,7 @@ def test_captions_are_about_their_image(folder: Path, images: Any, concepts: Any
         assert set(words) <= set(concept["keywords"])
         lengths.add(len(words))
         style = after.split(",")[0]
-        assert (
-            style in ("", " emoji") or style.removeprefix(" emoji") == f" in {spoken(image['style'])} style"
-        )
+        assert style in ("", " emoji") or style.removeprefix(" emoji") == f" in {spoken(image['style'])} style"
         styled += "style" in style
     assert styled > 1000
     assert lengths == {0, 1, 2, 3}
@@ -164,9 +162,7 @@ def test_tasks_hold_images_that_training_never_sees(folder: Path, images: Any, c
 
 @needs_data
 def test_retrieval_captions_identify_their_image(folder: Path, images: Any, concepts: Any) -> None:
-    samples = [
-        (image, text.decode().splitlines()) for image, text in read(folder, "emoji-retrieval", "png", "txt")
-    ]
+    samples = [(image, text.decode().splitlines()) for image, text in read(folder, "emoji-retrieval", "png", "txt")]
     texts = [text for _, captions in samples for text in captions]
     owners: dict[str, set[int]] = {}
     for index, (_, captions) in enumerate(samples):

@@ -30,9 +30,7 @@ def test_training_shows_every_seen_pair_and_no_held_out_one() -> None:
 def test_no_training_caption_names_a_held_out_pair() -> None:
     plurals = {"cross": "crosses"}
     forbidden = [
-        f"{colour} {noun}"
-        for colour, shape in scenes.HELD_OUT
-        for noun in (shape, plurals.get(shape, f"{shape}s"))
+        f"{colour} {noun}" for colour, shape in scenes.HELD_OUT for noun in (shape, plurals.get(shape, f"{shape}s"))
     ]
     text = "\n".join(f"{training_caption(scene).lower().rstrip('.')} " for scene in TRAINING)
     assert "red circle " in text  # the check can see a pair
@@ -100,7 +98,5 @@ def test_no_two_retrieval_scenes_could_share_a_caption() -> None:
 def test_a_scene_is_the_same_in_every_process(hash_seed: str) -> None:
     code = "from data_prep.fabricate import scenes; print(repr(scenes.training_scene(7, 41)))"
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    other = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert other.stdout.strip() == repr(TRAINING[41])

@@ -84,9 +84,7 @@ def test_head_sends_no_body(server: ImageServer, source: Path) -> None:
     assert answer.headers["Content-Length"] == str((source / "a.png").stat().st_size)
 
 
-@pytest.mark.parametrize(
-    "path", ["/missing.png", "/notes.jpg", "/", "/deep", f"/{BEHAVIOURS_FILE}", "/%00.png"]
-)
+@pytest.mark.parametrize("path", ["/missing.png", "/notes.jpg", "/", "/deep", f"/{BEHAVIOURS_FILE}", "/%00.png"])
 def test_what_is_no_image_is_not_found(server: ImageServer, source: Path, path: str) -> None:
     write_json(source / BEHAVIOURS_FILE, {})
     assert status(server.url + path) == 404
@@ -145,9 +143,7 @@ def test_rows_without_an_image_are_not_found(tmp_path: Path) -> None:
 
 
 def misbehave(source: Path, **behaviours: Behaviour) -> None:
-    write_json(
-        source / BEHAVIOURS_FILE, {f"/{name}": behaviour.to_json() for name, behaviour in behaviours.items()}
-    )
+    write_json(source / BEHAVIOURS_FILE, {f"/{name}": behaviour.to_json() for name, behaviour in behaviours.items()})
 
 
 def test_statuses_that_stay_and_statuses_that_pass(source: Path) -> None:
@@ -234,9 +230,7 @@ def test_sources_without_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "words.parquet")
     for source in (tmp_path, tmp_path / "words.parquet", tmp_path / "torn.parquet"):
-        with pytest.raises(
-            UserError, match="holds no image files and no Parquet file with a column of bytes"
-        ):
+        with pytest.raises(UserError, match="holds no image files and no Parquet file with a column of bytes"):
             ImageServer(source)
 
 
