@@ -192,7 +192,14 @@ def evaluate(model: Path, data: Path, out: Path, tasks: str, batch_size: int, wo
 @main.command()
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(run_dir: Path) -> None:
-    """Write RUN_DIR/report.html and summary.json from what the stages left there."""
+    """Write RUN_DIR/report.html and summary.json from what the stages left there.
+
+    The page is one file that needs no network. What has not run yet is said to be missing.
+
+    \b
+    Example:
+      neuclip report runs/birds
+    """
     from pipeline.report import build_report
 
     click.echo(build_report(run_dir))
@@ -201,7 +208,14 @@ def report(run_dir: Path) -> None:
 @main.command()
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def status(run_dir: Path) -> None:
-    """Say which stages of RUN_DIR are done, judged by what they left."""
+    """Say which stages of RUN_DIR are done, judged by what they left.
+
+    A stage counts as done while its inputs are unchanged and the files that prove it are there.
+
+    \b
+    Example:
+      neuclip status demo
+    """
     from pipeline.launch.markers import is_done
     from pipeline.launch.plan import open_plan
     from pipeline.launch.stages import build_stages

@@ -55,6 +55,25 @@ def test_a_directory_with_other_things_in_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_that_somebody_stopped_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "STOP").touch()
+    assert "somebody wants this run to stop" in said("train", "demo", "--run-dir", tmp_path)
+
+
+def test_a_foreign_plan(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"corpus": "birds"}')
+    assert "is no run directory" in said("demo", "--workdir", tmp_path)
+    assert "is no run directory" in said("status", tmp_path)
+
+
+def test_a_recipe_that_needs_a_folder(tmp_path: Path) -> None:
+    assert "no folder nowhere: give one with data=PATH" in said(
+        "run", "emoji", "--workdir", tmp_path / "d", "data=nowhere"
+    )
+    assert "give it with data=PATH" in said("run", "emoji", "--workdir", tmp_path / "d", "data=null")
+    assert not (tmp_path / "d").exists()
+
+
 def test_a_missing_manifest(tmp_path: Path) -> None:
     message = said("train", "demo", "--run-dir", tmp_path, f"loader.manifest={tmp_path / 'no'}")
     assert "manifest.json is missing" in message

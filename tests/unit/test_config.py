@@ -23,6 +23,26 @@ def test_layers_defaults_then_yaml_then_overrides(tmp_path: Path) -> None:
     assert config.loader.lanes == 64  # a default
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("/runs/a #2", "/runs/a #2"),
+        ("/runs/a: b", "/runs/a: b"),
+        ('"/runs/a #2"', "/runs/a #2"),
+        ("null", None),
+        ("plain", "plain"),
+    ],
+)
+def test_a_path_given_as_a_value_stays_a_path(text: str, value: str | None) -> None:
+    assert load_recipe("demo", [f"data={text}"]).data == value
+
+
+def test_a_file_does_not_hide_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "demo").write_text("name: not this one\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("demo").name == "demo"
+
+
 def test_a_config_cannot_be_changed_behind_its_back() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_recipe("demo").train.steps = 3  # type: ignore[misc]
@@ -40,6 +60,9 @@ def test_a_config_cannot_be_changed_behind_its_back() -> None:
         ("train", "not of the form key=value"),
         ("seed.x=1", "'seed' is a value"),
         ("seed=-1", "seed"),
+        ("loader.crop_scale=[-1, 0.5]", "0 < smallest <= largest <= 1"),
+        ("optimizer.betas=[2, 3]", "optimizer.betas"),
+        ("train.epochs=.inf", "train.epochs"),
     ],
 )
 def test_mistakes_are_named(override: str, hint: str) -> None:
