@@ -19,7 +19,6 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("opt_out", r"disallowed by X-Robots-Tag"),
         ("too_small", r"image too small"),
         ("too_large", r"image area too large"),
-        ("aspect_ratio", r"aspect ratio too large"),
         ("redirect_loop", r"redirect error that would lead to an infinite loop"),
         ("timeout", r"timed out"),
         ("tls", r"ssl|certificate|tlsv1"),

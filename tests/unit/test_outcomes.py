@@ -86,7 +86,6 @@ def test_messages_that_python_really_raises() -> None:
         ("failed_to_resize", "Image decoding error", "not_an_image"),
         ("failed_to_resize", "image too small", "too_small"),
         ("failed_to_resize", "image area too large", "too_large"),
-        ("failed_to_resize", "aspect ratio too large", "aspect_ratio"),
         ("failed_to_download", None, "other"),
     ],
 )
