@@ -25,6 +25,7 @@ from pipeline.config.schema import Section
 from pipeline.errors import UserError
 
 TASKS_FILE = "tasks.yaml"
+RESERVED = "aggregate"  # results/aggregate.json is the average of all tasks
 _NAME = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 _MAIN_METRICS = {
     "classification": ("acc1", "mean_per_class_recall"),
@@ -79,8 +80,8 @@ def file_name(task: str) -> str:
 def load_tasks(data: Path) -> dict[str, Task]:
     """The tasks of `data/tasks.yaml`, by name, in the file's order.
 
-    Raises UserError for a missing or empty file, an unknown key, a definition that contradicts itself, or two
-    names that share their files.
+    Raises UserError for a missing or empty file, an unknown key, a definition that contradicts itself, a
+    reserved name, or two names that share their files.
     """
     path = data / TASKS_FILE
     if not path.is_file():
@@ -92,6 +93,8 @@ def load_tasks(data: Path) -> dict[str, Task]:
             raise UserError(f"{path}: {name!r} is not a task name: use letters, digits, - and _, parts joined by /")
         if not isinstance(entry, dict):
             raise UserError(f"{path}: {name}: should be a mapping (kind, title, size, ...), not {entry!r}")
+        if file_name(name) == RESERVED:
+            raise UserError(f"{path}: {name!r} is no name for a task: its result would be overwritten by the average's")
         twin = owners.setdefault(file_name(name), name)
         if twin != name:
             raise UserError(f"{path}: tasks {twin!r} and {name!r} would share the folder {file_name(name)!r}")

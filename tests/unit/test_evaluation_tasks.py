@@ -78,6 +78,12 @@ def test_a_name_that_would_leave_the_folder_is_refused(tmp_path, name):
         load_tasks(tmp_path)
 
 
+def test_the_name_of_the_average_is_refused(tmp_path):
+    write_tasks_file(tmp_path, {"aggregate": CLASSIFICATION})
+    with pytest.raises(UserError, match="'aggregate' is no name for a task"):
+        load_tasks(tmp_path)
+
+
 def test_tasks_that_share_a_folder_are_refused(tmp_path):
     write_tasks_file(tmp_path, {"a/b": CLASSIFICATION, "a-b": CLASSIFICATION})
     with pytest.raises(UserError, match="would share the folder 'a-b'"):
