@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 
-_ROW_GROUPS_KEPT = 64  # decoded, per Parquet file
+_CACHE_BYTES = 256 * 2**20  # of decoded row groups, per Parquet file; at least one is kept
 _SIGNATURES = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -46,10 +46,11 @@ class ParquetImages:
             raise ValueError("no column of type binary or struct{bytes}")
         self._column = column
         metadata = self._file.metadata
-        groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        self._first_rows = [0, *accumulate(groups)]
+        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        self._first_rows = [0, *accumulate(group.num_rows for group in groups)]
+        largest = max((group.total_byte_size for group in groups), default=1)
         self._lock = threading.Lock()
-        self._row_group = lru_cache(_ROW_GROUPS_KEPT)(self._read_row_group)
+        self._row_group = lru_cache(max(1, _CACHE_BYTES // max(1, largest)))(self._read_row_group)
 
     def __len__(self) -> int:
         return self._first_rows[-1]

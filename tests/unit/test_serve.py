@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data_prep import imagestore
 from data_prep.serve import BEHAVIOURS_FILE, Behaviour, ImageServer
 from pipeline.errors import UserError
 from pipeline.files import write_json
@@ -111,6 +112,16 @@ def test_nothing_outside_the_source_is_served(server: ImageServer, source: Path,
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert answer.split()[1] == b"404"
     assert outside.read_bytes() not in answer
+
+
+def test_the_cache_of_row_groups_is_bounded_by_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [picture(number) for number in range(9)]
+    write_table(tmp_path / "t.parquet", pa.array(pictures, pa.binary()), row_group=2)
+    for bound, kept in ((1, 1), (2**20, 5)):
+        monkeypatch.setattr(imagestore, "_CACHE_BYTES", bound)
+        table = imagestore.ParquetImages(tmp_path / "t.parquet")
+        assert [table[row] for row in range(9)] == pictures
+        assert table._row_group.cache_info().currsize == kept
 
 
 def write_table(path: Path, column: pa.Array, row_group: int) -> None:
