@@ -39,6 +39,10 @@ def main(context: click.Context, root: Path) -> None:
     context.obj = root
 
 
+main.add_command(fabricate)
+main.add_command(serve)
+
+
 @main.command(epilog=EXAMPLE + "data-prep plan demo --tasks 4 --samples-per-shard 1000")
 @name_argument
 @click.option("--tasks", type=click.IntRange(1, 100_000), default=1, help="Work items to cut the rows into.")
@@ -228,7 +232,3 @@ def status(root: Path, name: str, as_json: bool) -> None:
     corpus = find_corpus(name, root)
     result = how_far(corpus)
     answer(as_json, result, "\n".join(f"{key + ':':<12}{value:,}" for key, value in result.items()))
-
-
-main.add_command(serve)
-main.add_command(fabricate)

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="0: any free port, which is printed.")
 def serve(path: Path, host: str, port: int) -> None:
-    """Serve image files, or the images of a Parquet file, over HTTP until Ctrl-C."""
+    """Serve image files, or the images of a Parquet file, over HTTP until Ctrl-C.
+
+    \b
+    An image file's URL is its path below PATH; images in a Parquet file are numbered from 0:
+      http://HOST:PORT/holiday/1.jpg
+      http://HOST:PORT/table.parquet/17   (also where PATH is table.parquet itself)
+    """
     from data_prep.serve import ImageServer
 
     server = ImageServer(path, host, port)
@@ -36,12 +42,10 @@ def fabricate() -> None:
 
 
 @fabricate.command(
-    epilog=EXAMPLE + "data-prep fabricate scenes demo --scenes 6400 --base-url http://127.0.0.1:8000"
+    epilog=EXAMPLE + "data-prep fabricate scenes demo --evaldata evaldata --base-url http://127.0.0.1:8000"
 )
 @name_argument
-@click.option(
-    "--evaldata", type=click.Path(path_type=Path), required=True, help="Folder for the evaluation tasks."
-)
+@click.option("--evaldata", type=click.Path(path_type=Path), required=True, help="Folder for the evaluation tasks.")
 @click.option("--base-url", required=True, help="Where the pictures will be served.")
 @click.option("--scenes", type=click.IntRange(1), default=6400, help="Training scenes.")
 @click.option("--evaluation-scenes", type=click.IntRange(1), default=960, help="Held-out scenes.")
@@ -57,7 +61,7 @@ def scenes(root: Path, name: str, as_json: bool, **options: Any) -> None:
 
 
 @fabricate.command(
-    epilog=EXAMPLE + "data-prep fabricate emoji emoji --data DIR --base-url http://127.0.0.1:8000"
+    epilog=EXAMPLE + "data-prep fabricate emoji emoji --data DIR --evaldata evaldata --base-url http://127.0.0.1:8000"
 )
 @name_argument
 @click.option(
@@ -66,9 +70,7 @@ def scenes(root: Path, name: str, as_json: bool, **options: Any) -> None:
     required=True,
     help="Folder with emoji_images.parquet and emoji_annotations.parquet.",
 )
-@click.option(
-    "--evaldata", type=click.Path(path_type=Path), required=True, help="Folder for the evaluation tasks."
-)
+@click.option("--evaldata", type=click.Path(path_type=Path), required=True, help="Folder for the evaluation tasks.")
 @click.option("--base-url", required=True, help="Where the pictures will be served.")
 @click.option("--held-out-style", default="openmoji", help="The drawing style that training never sees.")
 @click.option("--seed", type=int, default=0, help="Another seed, another corpus.")

@@ -27,7 +27,13 @@ task_option = click.option(
 
 
 class Commands(click.Group):
-    """A group whose commands end with `error: ...` and status 2 where the user can mend something."""
+    """A group whose commands end with `error: ...` and status 2 where the user can mend something.
+
+    Help lists them in the order of a run, which is the order in which they are added.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,27 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...]) -> None:
     result = CliRunner().invoke(main, [*path, "--help"])
     assert result.exit_code == 0
     assert "Commands:" in result.output or f"Example:\n    data-prep {' '.join(path)}" in result.output
+
+
+@pytest.mark.parametrize("path", [(), *commands(main)], ids=" ".join)
+def test_the_examples_are_commands_that_parse(path: tuple[str, ...], tmp_path: Path) -> None:
+    """As printed: unknown and missing options, and the folders DIR and pictures/ that an example assumes."""
+    text = CliRunner().invoke(main, [*path, "--help"]).output
+    examples = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("    data-prep ")]
+    with CliRunner().isolated_filesystem(tmp_path):
+        for folder in ("DIR", "pictures"):
+            Path(folder).mkdir()
+        for arguments in examples:
+            command: click.Command = main
+            while isinstance(command, click.Group):
+                command = command.commands[arguments.pop(0)]
+            command.make_context("example", arguments)
+
+
+def test_help_lists_the_commands_in_the_order_of_a_run() -> None:
+    listed = CliRunner().invoke(main, ["--help"]).output.split("Commands:")[1]
+    order = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
+    assert order[:7] == ["fabricate", "serve", "plan", "download", "verify", "manifest", "status"]
 
 
 def test_help_loads_nothing_heavy() -> None:
