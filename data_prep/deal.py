@@ -20,11 +20,10 @@ import pyarrow.parquet as pq
 from data_prep.corpus import Columns
 from data_prep.outcomes import tally
 from data_prep.progress import Report
-from data_prep.rows import Row, count_rows, read_rows, work_item
+from data_prep.rows import ROW_SCHEMA, Row, count_rows, read_rows, work_item
 from pipeline.files import atomic_open, sha256_file
 
 MAX_BUCKETS = 128  # files open at once
-ITEM_SCHEMA = pa.schema([("uid", pa.string()), ("url", pa.string()), ("caption", pa.string())])
 _BUCKET_SCHEMA = pa.schema(  # large_string: a bucket may hold more than 2 GiB of text
     [
         ("item", pa.int32()),
@@ -44,7 +43,7 @@ def deal(
     target: Path,
     report: Report,
 ) -> tuple[int, dict[str, int], list[dict[str, Any]]]:
-    """Write `target/plan/<item>.parquet` (ITEM_SCHEMA) for every work item.
+    """Write `target/plan/<item>.parquet` (ROW_SCHEMA) for every work item.
 
     scratch: an empty folder for the buckets. report: called with (rows read, rows in all).
     Returns the rows read, the rows dropped by reason, and the items {item, path, rows, sha256}.
@@ -55,7 +54,7 @@ def deal(
         table, duplicates = _without_duplicates(_read_bucket(scratch, bucket))
         dropped["duplicate"] += duplicates
         for item in range(bucket, tasks, MAX_BUCKETS):
-            rows = table.filter(pc.field("item") == item).select(ITEM_SCHEMA.names).cast(ITEM_SCHEMA)
+            rows = table.filter(pc.field("item") == item).select(ROW_SCHEMA.names).cast(ROW_SCHEMA)
             path = target / "plan" / f"{item:05d}.parquet"
             with atomic_open(path) as stream:
                 pq.write_table(rows, stream, compression="zstd")
@@ -90,8 +89,7 @@ def _fill_buckets(
                 for bucket, rows in dealt.items():
                     values = zip(*rows, strict=True)
                     arrays = [
-                        pa.array(column, field.type)
-                        for column, field in zip(values, _BUCKET_SCHEMA, strict=True)
+                        pa.array(column, field.type) for column, field in zip(values, _BUCKET_SCHEMA, strict=True)
                     ]
                     buckets[bucket].write_batch(pa.record_batch(arrays, schema=_BUCKET_SCHEMA))
                 rows_read += len(batch)

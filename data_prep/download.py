@@ -19,11 +19,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_prep.corpus import Corpus, Fetch, Images
-from data_prep.deal import ITEM_SCHEMA
 from data_prep.downloaded import LOG, Done, claim, read_done, remove_unfinished, write_done
 from data_prep.incoming import GuardedResizer
 from data_prep.plan import Plan, read_item, read_plan
 from data_prep.progress import Report, silent
+from data_prep.rows import ROW_SCHEMA
 from data_prep.workers import worker_pool
 from pipeline.errors import UserError
 from pipeline.locks import exclusive
@@ -139,7 +139,7 @@ def _download_shard(shard: _Shard) -> None:
         save_caption=True,
         extract_exif=False,
         output_folder=str(shard.folder),
-        column_list=ITEM_SCHEMA.names,
+        column_list=ROW_SCHEMA.names,
         timeout=fetch.timeout_seconds,
         number_sample_per_shard=shard.capacity,
         oom_shard_count=5,

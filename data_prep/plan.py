@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus, Images
-from data_prep.deal import ITEM_SCHEMA, deal
+from data_prep.deal import deal
 from data_prep.manifest import MANIFEST_FILES
 from data_prep.outcomes import describe
 from data_prep.progress import Report, silent
+from data_prep.rows import ROW_SCHEMA
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_json, sha256_file, write_json
 from pipeline.locks import exclusive
@@ -76,7 +77,7 @@ def read_plan(corpus: Corpus) -> Plan:
 
 
 def read_item(corpus: Corpus, plan: Plan, item: int) -> pa.Table:
-    """The rows of one work item (ITEM_SCHEMA), proven to be those that were planned.
+    """The rows of one work item (ROW_SCHEMA), proven to be those that were planned.
 
     Raises UserError when its file is not what the plan says.
     """
@@ -86,7 +87,7 @@ def read_item(corpus: Corpus, plan: Plan, item: int) -> pa.Table:
             f"{path} is missing or not what was planned: run `data-prep plan {plan.corpus} ...` "
             "as before, it mends that"
         )
-    return pq.read_table(path, schema=ITEM_SCHEMA)
+    return pq.read_table(path, schema=ROW_SCHEMA)
 
 
 def make_plan(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from data_prep.corpus import Columns
 from pipeline.errors import UserError
 
+ROW_SCHEMA = pa.schema([("uid", pa.string()), ("url", pa.string()), ("caption", pa.string())])
 BATCH_ROWS = 65_536
 _UID = re.compile(r"[0-9a-f]{32}")
 
