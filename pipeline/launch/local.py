@@ -113,8 +113,13 @@ def _start(paths: RunPaths, stage: Stage, number: int) -> _Element:
     log = paths.log(stage.name, number)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
-    if stage.ranks > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // stage.ranks)))
+    if stage.together:
+        for meeting_point in paths.root.glob("stages/rendezvous-*"):  # of launches that are over
+            meeting_point.unlink()
+        threads = max(1, (os.cpu_count() or 1) // paths.config.train.processes)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+        # torchrun would keep a store for its ranks that listens on every interface; ours keep their own.
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with open(log, "ab") as stream:
         stream.write(f"$ {shlex.join(command)}\n".encode())
         stream.flush()

@@ -22,7 +22,7 @@ class Stage:
     """One stage of a run.
 
     command(paths, element): argv. proofs(paths, element): files whose content stands for what the element made.
-    elements: how many independent pieces of work. ranks: processes that the command is started in together.
+    elements: how many independent pieces of work. together: the command starts ranks that work as one.
     served: its commands download from this machine's image server.
     """
 
@@ -31,7 +31,7 @@ class Stage:
     command: Callable[[RunPaths, int], Command]
     proofs: Callable[[RunPaths, int], list[Path]]
     elements: int = 1
-    ranks: int = 1
+    together: bool = False
     served: bool = False
 
 
@@ -63,7 +63,7 @@ def build_stages(paths: RunPaths) -> list[Stage]:
             ("manifest",),
             _train,
             lambda p, i: [p.train / "summary.json", p.train / "checkpoints/latest"],
-            ranks=paths.config.train.processes,
+            together=True,
         ),
         Stage(
             "export",
