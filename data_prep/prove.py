@@ -100,8 +100,7 @@ def _recorded(folder: Path, shard: int, rows: dict[str, dict[str, str]]) -> dict
     except (OSError, pa.ArrowInvalid) as error:
         raise Damaged(f"the record of shard {shard} cannot be read: {error}") from error
     outcomes = {
-        row["uid"]: Outcome(classify(row["status"], row["error_message"]), row["error_message"])
-        for row in records
+        row["uid"]: Outcome(classify(row["status"], row["error_message"]), row["error_message"]) for row in records
     }
     if len(outcomes) != len(records) or not outcomes.keys() <= rows.keys():
         raise Damaged(f"the record of shard {shard} repeats rows or has some that were never planned")
@@ -121,6 +120,4 @@ def _decoded(uid: str, sample: Stored) -> Proven:
         "original_height": original["original_height"],
         "original_sha256": original["sha256"],  # of what the server sent; equal if the bytes were kept
     }
-    return Proven(
-        uid, sample.tar, sample.offset, len(sample.image), facts.extension, sample.caption, metadata
-    )
+    return Proven(uid, sample.tar, sample.offset, len(sample.image), facts.extension, sample.caption, metadata)

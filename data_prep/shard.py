@@ -20,9 +20,7 @@ import numpy as np
 
 from pipeline.files import atomic_open
 
-INDEX_DTYPE = np.dtype(
-    [("image_offset", "<u8"), ("image_bytes", "<u4"), ("text_offset", "<u8"), ("text_bytes", "<u4")]
-)
+INDEX_DTYPE = np.dtype([("image_offset", "<u8"), ("image_bytes", "<u4"), ("text_offset", "<u8"), ("text_bytes", "<u4")])
 
 EXTENSIONS = ("jpg", "png", "webp")
 
@@ -56,9 +54,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     ):
         for sample in samples:
             if sample.uid <= last or sample.extension not in EXTENSIONS:
-                raise ValueError(
-                    f"sample {sample.uid}.{sample.extension} after {last}: unsorted, or no image"
-                )
+                raise ValueError(f"sample {sample.uid}.{sample.extension} after {last}: unsorted, or no image")
             last = sample.uid
             image_offset = _add(tar, f"{sample.uid}.{sample.extension}", sample.image)
             caption = sample.caption.encode()

@@ -95,6 +95,4 @@ def check_image(content: bytes) -> ImageFacts:
     except Image.DecompressionBombError as error:
         raise BadImage("too_large", str(error)) from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise
-        raise BadImage(
-            "truncated" if "truncated" in str(error).lower() else "undecodable", str(error)
-        ) from error
+        raise BadImage("truncated" if "truncated" in str(error).lower() else "undecodable", str(error)) from error
