@@ -91,9 +91,7 @@ def test_hostile_text_is_shown_and_never_run(browser, page):
     read = "return document.querySelector(arguments[0]).textContent.replace(/\\s+/g, ' ').trim()"
     expected = " ".join(HOSTILE.split())
     assert browser.execute_script(read, "h1") == expected
-    assert expected in browser.execute_script(read, "section[aria-labelledby=ingestion]").replace(
-        "HTTP", "http_"
-    )
+    assert expected in browser.execute_script(read, "section[aria-labelledby=ingestion]").replace("HTTP", "http_")
     assert expected in browser.execute_script(read, "section[aria-labelledby=scores]")
     assert expected[:60] in browser.execute_script(read, ".sheet li")
 
@@ -139,8 +137,6 @@ def test_a_run_that_has_just_begun_makes_a_clean_page(browser, tmp_path):
     show(browser, page, 390)
     assert browser.get_log("browser") == []
     assert requested(browser) == {page.as_uri()}
-    missing = browser.execute_script(
-        "return [...document.querySelectorAll('.missing')].map(e => e.textContent)"
-    )
+    missing = browser.execute_script("return [...document.querySelectorAll('.missing')].map(e => e.textContent)")
     assert len(missing) == 5
     keep_screenshot(browser, "begun")

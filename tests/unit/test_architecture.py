@@ -78,9 +78,7 @@ def test_arrows_point_downward(path: Path) -> None:
     for imported in imports(path):
         top = imported.split(".")[0]
         if top in ONLY_IN:
-            assert str(path.relative_to(ROOT)).startswith(ONLY_IN[top]), (
-                f"{top} is imported outside {ONLY_IN[top]}"
-            )
+            assert str(path.relative_to(ROOT)).startswith(ONLY_IN[top]), f"{top} is imported outside {ONLY_IN[top]}"
         if top not in ("pipeline", "data_prep") or within(imported, LEAVES):
             continue
         if within(module, LEAVES):

@@ -101,9 +101,7 @@ def features_and_owner(seed, images=23):
     generator = torch.Generator().manual_seed(seed)
     owner = torch.arange(images).repeat_interleave(torch.randint(1, 6, (images,), generator=generator))
     vision = torch.nn.functional.normalize(torch.randn(images, 8, generator=generator), dim=1)
-    text = torch.nn.functional.normalize(
-        vision[owner] + 0.4 * torch.randn(len(owner), 8, generator=generator), dim=1
-    )
+    text = torch.nn.functional.normalize(vision[owner] + 0.4 * torch.randn(len(owner), 8, generator=generator), dim=1)
     return vision, text, owner
 
 

@@ -86,8 +86,7 @@ class Reference:
         """Classes by falling score, per sample."""
         templates = ("a photo of a {c} thing.", "{c}", "all of it is {c}")
         classes = [
-            sum(self.text(template.format(c=name)) for template in templates) / len(templates)
-            for name in COLOURS
+            sum(self.text(template.format(c=name)) for template in templates) / len(templates) for name in COLOURS
         ]
         classes = [vector / np.linalg.norm(vector) for vector in classes]
         return [np.argsort([-self.image(sample) @ vector for vector in classes]) for sample in samples]

@@ -63,9 +63,7 @@ def build(rows=8, dim=6, prototypes=12, **npn):
     """An objective in evaluation mode whose NPN holds random float64 prototypes."""
     objective = build_objective("neuclip", {"rho": RHO, "eps": EPS, "npn": {"prototypes": prototypes, **npn}})
     objective.prepare(torch.device("cpu"), dim, rows, seed=0)
-    objective.npn.prototypes = 1.7 * torch.stack(
-        [unit_rows(70, prototypes, dim), unit_rows(71, prototypes, dim)]
-    )
+    objective.npn.prototypes = 1.7 * torch.stack([unit_rows(70, prototypes, dim), unit_rows(71, prototypes, dim)])
     return objective.eval()
 
 
@@ -84,9 +82,7 @@ def test_loss_and_gradients_equal_the_loops(tau):
     output, (grad1, grad2, grad_tau) = run(objective, e1, e2, tau)
     alpha = reference_alpha(e1.numpy(), e2.numpy(), objective.npn.prototypes.numpy(), tau)
     np.testing.assert_allclose(output.log_normalizer.numpy(), alpha, rtol=1e-9)
-    np.testing.assert_allclose(
-        output.loss.item(), reference_loss(e1.numpy(), e2.numpy(), tau, alpha), rtol=1e-9
-    )
+    np.testing.assert_allclose(output.loss.item(), reference_loss(e1.numpy(), e2.numpy(), tau, alpha), rtol=1e-9)
 
     def differences(array, evaluate):
         """Central differences with alpha held constant: the step treats it as a constant."""
@@ -187,9 +183,7 @@ def hard_batches():
 @pytest.mark.parametrize("case", hard_batches())
 def test_hard_batches_are_finite_and_near_float64(case, tau):
     """fp32 arithmetic on features rounded by a bf16 encoder, through training steps with restarts."""
-    e1, e2 = (
-        F.normalize(e.to(torch.bfloat16).float(), dim=-1).to(torch.float32) for e in hard_batches()[case]
-    )
+    e1, e2 = (F.normalize(e.to(torch.bfloat16).float(), dim=-1).to(torch.float32) for e in hard_batches()[case])
     objective = build_objective("neuclip", {"npn": {"prototypes": 20, "restart_every": 2, "inner_steps": 3}})
     objective.prepare(torch.device("cpu"), 16, 100, seed=0)
     for _ in range(4):

@@ -20,9 +20,7 @@ def case():
     # Anchors 0 to 3 are in the reference, 4 and 5 are not.
     inside = torch.tensor([3, 7, 11, 19])
     outside = [F.normalize(torch.randn(2, 6, dtype=torch.float64), dim=-1) for _ in range(2)]
-    anchors = Features(
-        *(torch.cat([side[inside], out]) for side, out in zip(reference, outside, strict=True))
-    )
+    anchors = Features(*(torch.cat([side[inside], out]) for side, out in zip(reference, outside, strict=True)))
     anchor_index = torch.cat([reference_index[inside], torch.tensor([1000, 1001])])
     alpha = torch.randn(2, 6, dtype=torch.float64)
     return anchors, anchor_index, alpha, reference, reference_index

@@ -42,9 +42,7 @@ def reference_loss(e1, e2, tau):
 def test_equals_the_loops_and_open_clip(rows, dim, tau, seed):
     e1, e2 = unit_rows(seed, rows, dim), unit_rows(seed + 1, rows, dim)
     output, gradients = run(e1, e2, tau)
-    assert output.loss.item() == pytest.approx(
-        reference_loss(e1.numpy(), e2.numpy(), tau), rel=1e-9, abs=1e-12
-    )
+    assert output.loss.item() == pytest.approx(reference_loss(e1.numpy(), e2.numpy(), tau), rel=1e-9, abs=1e-12)
 
     peers = [tensor.clone().requires_grad_() for tensor in (e1, e2, torch.tensor([tau], dtype=e1.dtype))]
     peer_loss = open_clip.loss.ClipLoss()(peers[0], peers[1], 1 / peers[2])

@@ -15,9 +15,7 @@ def gone(pid, seconds=10):
     while time.monotonic() < deadline:
         try:
             with open(f"/proc/{pid}/stat") as stream:
-                if (
-                    stream.read().rsplit(")", 1)[1].split()[0] == "Z"
-                ):  # dead, not yet reaped by its new parent
+                if stream.read().rsplit(")", 1)[1].split()[0] == "Z":  # dead, not yet reaped by its new parent
                     return True
         except FileNotFoundError:
             return True

@@ -23,9 +23,7 @@ SAMPLES = st.lists(
         image=st.binary(min_size=1, max_size=2000),
         extension=st.sampled_from(["jpg", "png", "webp"]),
         caption=st.text(st.characters(blacklist_categories=["Cs"]), max_size=300),
-        metadata=st.dictionaries(
-            st.sampled_from(["url", "width", "ключ"]), st.integers() | st.text("aé"), max_size=3
-        ),
+        metadata=st.dictionaries(st.sampled_from(["url", "width", "ключ"]), st.integers() | st.text("aé"), max_size=3),
     ),
     min_size=1,
     max_size=8,
@@ -34,16 +32,12 @@ SAMPLES = st.lists(
 
 
 def a_sample(number: int, extension: str = "jpg") -> Sample:
-    return Sample(
-        f"{number:032x}", bytes([number]) * 700, extension, f"caption {number}", {"url": f"u{number}"}
-    )
+    return Sample(f"{number:032x}", bytes([number]) * 700, extension, f"caption {number}", {"url": f"u{number}"})
 
 
 @settings(max_examples=50, deadline=None)
 @given(SAMPLES)
-def test_index_and_tar_agree_on_every_sample(
-    tmp_path_factory: pytest.TempPathFactory, samples: list[Sample]
-) -> None:
+def test_index_and_tar_agree_on_every_sample(tmp_path_factory: pytest.TempPathFactory, samples: list[Sample]) -> None:
     path = tmp_path_factory.mktemp("shard") / "00000-000.tar"
     assert write_shard(path, samples) == len(samples)
     index = read_index(path)

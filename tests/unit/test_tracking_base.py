@@ -41,9 +41,7 @@ def test_a_failing_child_is_warned_about_once_and_the_others_get_everything(capl
     assert first.points == last.points == [({"train/loss": 1.0 / (s + 1)}, s, 10 * s) for s in range(3)]
     assert first.closed == last.closed == "finished"
     assert broken.calls == 3, "it may recover, so it is still asked"
-    assert [record.getMessage() for record in caplog.records] == [
-        "Broken failed, training goes on: disk full"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["Broken failed, training goes on: disk full"]
 
 
 def test_a_request_to_stop_passes_through():

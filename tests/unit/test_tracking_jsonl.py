@@ -49,9 +49,7 @@ def test_non_finite_numbers_survive_in_strict_json(tmp_path):
     assert (metrics["b"], metrics["c"]) == (math.inf, -math.inf)
 
 
-@pytest.mark.parametrize(
-    ("start_step", "kept"), [(0, []), (3, [1, 2, 3]), (5, [1, 2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])]
-)
+@pytest.mark.parametrize(("start_step", "kept"), [(0, []), (3, [1, 2, 3]), (5, [1, 2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])])
 def test_resuming_drops_later_steps_and_appends(spool, start_step, kept):
     lines = spool.read_bytes().splitlines()
     tracker = JsonlTracker(spool, start_step)

@@ -92,12 +92,8 @@ def test_a_tree_of_runs_with_parameters_that_stay(runs, database, tmp_path):
     config = {"name": "demo", "train": {"steps": 100, "betas": (0.9, 0.98)}, "note": "x" * 10_000}
     parent = runs.open("pipeline", params=config, tags={"objective": "neuclip"})
     child = runs.open("evaluate", parent_run_id=parent)
-    assert (
-        runs.open("pipeline", run_id=parent, params={**config, "extra": 1}, tags={"attempt": "2"}) == parent
-    )
-    runs.log_metrics(
-        child, {"eval/acc@1": 0.5, "eval/nan": math.nan, "eval/inf": math.inf}, step=25_600_000_000
-    )
+    assert runs.open("pipeline", run_id=parent, params={**config, "extra": 1}, tags={"attempt": "2"}) == parent
+    runs.log_metrics(child, {"eval/acc@1": 0.5, "eval/nan": math.nan, "eval/inf": math.inf}, step=25_600_000_000)
     artifact = tmp_path / "plan.json"
     artifact.write_text("{}")
     runs.log_artifact(parent, artifact)
