@@ -58,7 +58,9 @@ def show(browser, page: Path, width: int = 1280, scheme: str = "light") -> None:
 def requested(browser) -> set[str]:
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    return {params["request"]["url"] for params in sent if not params["request"]["url"].startswith("data:")}
+    urls = {params["request"]["url"] for params in sent}
+    # chrome: is the browser's own start page, still loading; a page cannot ask for it.
+    return {url for url in urls if not url.startswith(("data:", "chrome:", "chrome-untrusted:"))}
 
 
 def keep_screenshot(browser, name: str) -> None:
