@@ -79,7 +79,7 @@ _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @_jobs
 @_overrides
 def demo(workdir: Path, quick: bool, jobs: int, overrides: tuple[str, ...]) -> None:
-    """Run the whole pipeline on images that it draws and serves itself.
+    """The whole pipeline on images that it draws itself.
 
     Draws scenes with captions, serves them from a web server on localhost that misbehaves like the web, ingests
     them with img2dataset, trains a small CLIP with NeuCLIP's objective under DeepSpeed on two processes, exports,
@@ -97,10 +97,10 @@ def demo(workdir: Path, quick: bool, jobs: int, overrides: tuple[str, ...]) -> N
 @_jobs
 @_overrides
 def run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> None:
-    """Run every stage of RECIPE on this machine: ingest, train, export, evaluate, report.
+    """Every stage of RECIPE on this machine.
 
-    RECIPE is a shipped name (see pipeline/recipes) or a YAML file. Stopped at any point, the same command goes on;
-    a changed recipe is refused with the difference.
+    Ingest, train, export, evaluate, report. RECIPE is a shipped name (see pipeline/recipes) or a YAML file.
+    Stopped at any point, the same command goes on; a changed recipe is refused with the difference.
     """
     _run(recipe, workdir, jobs, overrides)
 
@@ -122,7 +122,7 @@ def _run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> N
 @click.option("--run-dir", required=True, type=click.Path(path_type=Path), help="Run directory; writes RUN/train.")
 @_overrides
 def train(recipe: str, run_dir: Path, overrides: tuple[str, ...]) -> None:
-    """Train RECIPE's model on a published corpus, or go on where it stopped.
+    """Train on a published corpus, or go on where it stopped.
 
     \b
     One process:     neuclip train demo --run-dir RUN loader.manifest=RUN/corpora/demo
@@ -141,13 +141,15 @@ def train(recipe: str, run_dir: Path, overrides: tuple[str, ...]) -> None:
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 def export(checkpoint: Path, out: Path) -> None:
-    """Write the weights of CHECKPOINT to the folder OUT, as open_clip loads them.
+    """Write CHECKPOINT's weights to OUT, for open_clip.
 
     CHECKPOINT is a run's train/checkpoints (the newest is taken) or one step-* folder in it.
 
     \b
     In Python afterwards:
       open_clip.create_model_and_transforms("local-dir:OUT")
+    or, with a model name of your own, open_clip.add_model_config("OUT") and then
+      open_clip.create_model_and_transforms(NAME, pretrained="OUT/open_clip_model.safetensors")
     """
     from pipeline.engine.export import export as write
 
@@ -192,9 +194,10 @@ def evaluate(model: Path, data: Path, out: Path, tasks: str, batch_size: int, wo
 @main.command()
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(run_dir: Path) -> None:
-    """Write RUN_DIR/report.html and summary.json from what the stages left there.
+    """Write RUN_DIR/report.html and summary.json.
 
-    The page is one file that needs no network. What has not run yet is said to be missing.
+    From what the stages left there; what has not run yet is said to be missing. The page is one file that needs
+    no network.
 
     \b
     Example:
@@ -208,7 +211,7 @@ def report(run_dir: Path) -> None:
 @main.command()
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def status(run_dir: Path) -> None:
-    """Say which stages of RUN_DIR are done, judged by what they left.
+    """Say which stages of RUN_DIR are done.
 
     A stage counts as done while its inputs are unchanged and the files that prove it are there.
 

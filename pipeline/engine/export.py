@@ -1,8 +1,10 @@
 """A checkpoint to weights that open_clip loads: fp32 safetensors in the layout of a Hugging Face Hub model.
 
-OUT/open_clip_model.safetensors, open_clip_config.json   `local-dir:OUT`, or pretrained=OUT/open_clip_model.safetensors
-OUT/export.json                                          where the weights come from
-OUT/README.md                                            model card
+OUT/open_clip_model.safetensors   the weights, for `pretrained=`
+OUT/open_clip_config.json         the architecture, for `local-dir:OUT`
+OUT/<model name>.json             the same for `open_clip.add_model_config(OUT)`
+OUT/export.json                   where the weights come from
+OUT/README.md                     model card
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def export(checkpoint: Path, out: Path) -> dict[str, Any]:
     }
     weights["logit_scale"] = weights["logit_scale"].reshape(())  # open_clip's usual shape
     out.mkdir(parents=True, exist_ok=True)
-    write_model_config(out, open_clip_config(config.model))
+    write_model_config(out, open_clip_config(config.model), config.model.name)
     with atomic_open(out / WEIGHTS_FILE) as stream:
         stream.write(save(weights, metadata={"format": "pt"}))
     provenance = {

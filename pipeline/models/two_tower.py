@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import ModelConfig
 from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -99,10 +99,14 @@ def image_size(model_config: dict[str, Any]) -> int:
     return int(size[0] if isinstance(size, (list, tuple)) else size)
 
 
-def write_model_config(folder: Path, model_config: dict[str, Any]) -> None:
-    """Write open_clip's `local-dir:` description of a model beside its weights."""
-    description = {"model_cfg": model_config, "preprocess_cfg": PREPROCESS}
-    (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+def write_model_config(folder: Path, model_config: dict[str, Any], name: str | None = None) -> None:
+    """Write open_clip's `local-dir:` description of a model beside its weights.
+
+    name: also write `<name>.json`, which `open_clip.add_model_config(folder)` registers the architecture from.
+    """
+    write_json(folder / CONFIG_FILE, {"model_cfg": model_config, "preprocess_cfg": PREPROCESS})
+    if name is not None:
+        write_json(folder / f"{name.replace('/', '-')}.json", model_config)
 
 
 @contextmanager
@@ -130,4 +134,10 @@ def load_exported(folder: Path, device: torch.device) -> Exported:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except Exception as error:
         raise UserError(f"{folder}: open_clip cannot load this model: {error}") from error
-    return Exported(model.eval(), preprocess, tokenizer, name=folder.resolve().name)
+    return Exported(model.eval(), preprocess, tokenizer, name=_name(folder))
+
+
+def _name(folder: Path) -> str:
+    """What `neuclip export` called the model; of a folder from elsewhere, the folder's name."""
+    provenance = folder / "export.json"
+    return str(read_json(provenance)["model"]) if provenance.is_file() else folder.resolve().name

@@ -175,8 +175,9 @@ def test_export_gives_open_clip_the_trainers_features(lives: tuple[Path, dict[st
         pixels = (images - module.mean) / module.std
         assert torch.equal(exported.model.encode_image(pixels, normalize=True), encoded.image_features)
         assert torch.equal(exported.model.encode_text(tokens, normalize=True), encoded.text_features)
-    by_path, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'model'}", load_weights=False)
-    open_clip.load_checkpoint(by_path, str(tmp_path / "model/open_clip_model.safetensors"))
+    open_clip.add_model_config(tmp_path / "model")
+    weights_file = str(tmp_path / "model/open_clip_model.safetensors")
+    by_path, _, _ = open_clip.create_model_and_transforms("scenes-tiny", pretrained=weights_file)
     with torch.no_grad():
         assert torch.equal(by_path.eval().encode_text(tokens, normalize=True), encoded.text_features)
 
