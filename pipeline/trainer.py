@@ -136,7 +136,7 @@ def total_steps(config: RunConfig, samples_per_epoch: int) -> int:
     train = config.train
     if train.steps is not None:
         return train.steps
-    samples = train.samples if train.samples is not None else train.epochs * samples_per_epoch  # type: ignore[operator]
+    samples = train.samples if train.samples is not None else (train.epochs or 0.0) * samples_per_epoch
     steps = math.floor(samples / train.global_batch_size)
     if steps == 0:
         raise UserError(
