@@ -110,11 +110,9 @@ def test_mlflow_has_a_parent_and_a_child_per_stage(undisturbed: Path) -> None:
 
 def test_a_second_run_does_nothing(undisturbed: Path, port: int) -> None:
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name != ".lock"}
-    started = time.monotonic()
     said = finish(undisturbed, port)
     assert "Nothing to do" in said
     assert "report.html" in said
-    assert time.monotonic() - started < 60  # it reads markers; no stage takes place in it
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
