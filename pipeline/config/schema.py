@@ -66,7 +66,7 @@ class ModelConfig(Section):
 class TemperatureConfig(Section):
     """tau, learned through `logit_scale = log(1/tau)` (one parameter of shape [1], no weight decay)."""
 
-    init: float = Field(0.07, gt=0)
+    init: float | None = Field(None, gt=0)  # null: where the objective starts (0.07; siglip 0.1)
     learnable: bool = True
     minimum: float = Field(0.01, gt=0)
     maximum: float = Field(1.0, gt=0)
@@ -76,7 +76,8 @@ class TemperatureConfig(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> TemperatureConfig:
-        if not self.minimum <= self.init <= self.maximum:
+        init = self.minimum if self.init is None else self.init
+        if not self.minimum <= init <= self.maximum:
             raise ValueError("must satisfy minimum <= init <= maximum")
         return self
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,8 +18,8 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import World
 from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer, learning_rate, temperature_learning_rate
-from pipeline.engine.train_module import TrainModule
-from pipeline.models.two_tower import build_two_tower, open_clip_config
+from pipeline.engine.train_module import build_train_module
+from pipeline.models.two_tower import open_clip_config
 from pipeline.objectives import Features, ObjectiveOutput, build_objective
 
 # DeepSpeed would compile a shared-memory all-reduce for CPU inference when it starts: a minute, and a compiler, for
@@ -56,11 +55,11 @@ class TrainEngine:
         self.total_steps = total_steps
         self.step_number = 0
         torch.manual_seed(config.seed)  # the same fresh weights on every rank
-        towers = build_two_tower(config.model, init_logit_scale=-math.log(config.temperature.init))
-        self.module = TrainModule(towers, config.temperature)
+        self.module = build_train_module(config)
         self.objective = build_objective(config.objective, config.objectives.get(config.objective, {}))
+        epochs = total_steps * config.train.global_batch_size / dataset_size
         embed_dim = open_clip_config(config.model)["embed_dim"]
-        self.objective.prepare(world.device, embed_dim, dataset_size, config.seed)
+        self.objective.prepare(world.device, embed_dim, dataset_size, config.seed, epochs)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=self.module,
             optimizer=build_optimizer(self.module, config.optimizer, config.temperature),
@@ -71,7 +70,7 @@ class TrainEngine:
         """One update from the local batch; collective. batch: on this rank's device."""
         encoded = self.deepspeed(batch.images, batch.tokens)
         features = Features(encoded.image_features, encoded.text_features)
-        output = self.objective(features, batch.sample_index, encoded.tau)
+        output = self.objective(features, batch.sample_index, encoded.tau, encoded.logit_bias)
         tau = encoded.tau.detach()
         rates = self._set_learning_rates(float(tau))
         self.deepspeed.backward(output.loss)

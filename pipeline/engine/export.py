@@ -40,7 +40,8 @@ def export(checkpoint: Path, out: Path) -> dict[str, Any]:
         for name, tensor in tensors.items()
         if name.startswith(TOWERS)
     }
-    weights["logit_scale"] = weights["logit_scale"].reshape(())  # open_clip's usual shape
+    for name in {"logit_scale", "logit_bias"} & weights.keys():
+        weights[name] = weights[name].reshape(())  # open_clip's usual shape
     out.mkdir(parents=True, exist_ok=True)
     write_model_config(out, open_clip_config(config.model), config.model.name)
     with atomic_open(out / WEIGHTS_FILE) as stream:

@@ -9,22 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config.schema import TemperatureConfig
-from pipeline.models.two_tower import PREPROCESS
+from pipeline.config.schema import RunConfig, TemperatureConfig
+from pipeline.models.two_tower import PREPROCESS, build_two_tower
+from pipeline.objectives import objective_class
 
 
 class Encoded(NamedTuple):
-    """image_features, text_features: (B, D) fp32, L2-normalised. tau: (1,) fp32."""
+    """image_features, text_features: (B, D) fp32, L2-normalised. tau, logit_bias: (1,) fp32; a bias only where
+    the objective has one."""
 
     image_features: Tensor
     text_features: Tensor
     tau: Tensor
+    logit_bias: Tensor | None
 
 
 class TrainModule(nn.Module):
     """Pixels and tokens to normalised fp32 features and tau = exp(-logit_scale)."""
 
-    towers: Any  # open_clip's CLIP: called on (pixels, tokens), with a parameter logit_scale of shape [1]
+    # open_clip's CLIP: called on (pixels, tokens); parameters logit_scale and perhaps logit_bias, of shape [1]
+    towers: Any
     mean: Tensor
     std: Tensor
 
@@ -44,6 +48,7 @@ class TrainModule(nn.Module):
             _unit_fp32(output["image_features"]),
             _unit_fp32(output["text_features"]),
             torch.exp(-self.towers.logit_scale.float()),
+            None if self.towers.logit_bias is None else self.towers.logit_bias.float(),
         )
 
     @torch.no_grad()
@@ -51,6 +56,16 @@ class TrainModule(nn.Module):
         """(1,): `logit_scale`, brought back to where tau is within [minimum, maximum]."""
         bounds = self.temperature
         return self.towers.logit_scale.clamp(-math.log(bounds.maximum), -math.log(bounds.minimum))
+
+
+def build_train_module(config: RunConfig) -> TrainModule:
+    """Fresh towers, with tau and bias where the objective starts them; draws from torch's global generator."""
+    objective = objective_class(config.objective)
+    bounds = config.temperature
+    tau = objective.default_tau if bounds.init is None else bounds.init
+    tau = min(max(tau, bounds.minimum), bounds.maximum)
+    towers = build_two_tower(config.model, -math.log(tau), objective.default_logit_bias)
+    return TrainModule(towers, bounds)
 
 
 def _unit_fp32(features: Tensor) -> Tensor:

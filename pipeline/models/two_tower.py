@@ -64,8 +64,9 @@ def open_clip_config(config: ModelConfig) -> dict[str, Any]:
     return copy.deepcopy(shipped)
 
 
-def build_two_tower(config: ModelConfig, init_logit_scale: float) -> nn.Module:
-    """The towers with fresh weights and `logit_scale` of shape [1] (DeepSpeed cannot broadcast 0-dim ones).
+def build_two_tower(config: ModelConfig, init_logit_scale: float, init_logit_bias: float | None = None) -> nn.Module:
+    """The towers with fresh weights; `logit_scale`, and `logit_bias` if it has a start, are of shape [1] (DeepSpeed
+    cannot broadcast 0-dim ones).
 
     Draws from torch's global generator. Raises UserError when open_clip refuses the config.
     """
@@ -81,6 +82,7 @@ def build_two_tower(config: ModelConfig, init_logit_scale: float) -> nn.Module:
                     output_dict=True,
                     nonscalar_logit_scale=True,
                     init_logit_scale=init_logit_scale,
+                    init_logit_bias=init_logit_bias,
                 )
         except (TypeError, KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"model.config: open_clip cannot build this model: {error}") from error

@@ -12,7 +12,7 @@ from pipeline.objectives.base import Features, Objective, ObjectiveOutput
 from pipeline.objectives.neuclip import NeuCLIP
 from pipeline.objectives.openclip import OpenCLIP
 
-__all__ = ["REGISTRY", "Features", "Objective", "ObjectiveOutput", "build_objective"]
+__all__ = ["REGISTRY", "Features", "Objective", "ObjectiveOutput", "build_objective", "objective_class"]
 
 REGISTRY: dict[str, type[Objective]] = {
     "neuclip": NeuCLIP,
@@ -25,9 +25,14 @@ def build_objective(name: str, options: Mapping[str, Any]) -> Objective:
 
     Raises UserError for an unknown name or option, with the nearest valid one.
     """
+    cls = objective_class(name)
+    return cls(parse(cls.Config, options, where=f"objectives.{name}"))
+
+
+def objective_class(name: str) -> type[Objective]:
+    """The class of a name. Raises UserError for an unknown one, with the nearest."""
     if name not in REGISTRY:
         nearest = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.3)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise UserError(f"unknown objective {name!r}: {hint}Known are {', '.join(REGISTRY)}.")
-    cls = REGISTRY[name]
-    return cls(parse(cls.Config, options, where=f"objectives.{name}"))
+    return REGISTRY[name]

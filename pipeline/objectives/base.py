@@ -8,6 +8,7 @@ Its `state_dict` is all of its state, in a form that any world size can load.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -45,25 +46,46 @@ class ObjectiveOutput:
 class Objective(nn.Module):
     """Base of all objectives; subclasses set `Config` (a frozen pydantic Section) and implement `forward`.
 
-    Call `prepare` once before anything else. `state_dict` and `load_state_dict` are collective. State changes
+    Call `prepare` once before anything else. `state_dict` and `load_state_dict` are collective, and so are
+    `sharded_state` and `load_sharded_state`, for tables with a row per sample of the dataset. State changes
     in `forward` in training mode only; after `eval()` the loss is a pure function of its arguments.
+
+    default_tau: where tau starts unless `temperature.init` says otherwise.
+    default_logit_bias: where a learned bias starts; None: the objective has none.
     """
 
     Config: ClassVar[type[BaseModel]]
+    default_tau: ClassVar[float] = 0.07
+    default_logit_bias: ClassVar[float | None] = None
 
     def __init__(self, config: Any) -> None:
         """config: an instance of this class's `Config`."""
         super().__init__()
         self.config = config
 
-    def forward(self, features: Features, sample_index: Tensor, tau: Tensor) -> ObjectiveOutput:
+    def forward(
+        self, features: Features, sample_index: Tensor, tau: Tensor, logit_bias: Tensor | None = None
+    ) -> ObjectiveOutput:
         """One step's loss on the local batch; collective: every rank calls it.
 
         features: of the local batch, with their autograd graph.
         sample_index: (B,) int64, stable over epochs, world sizes and resumes.
         tau: (1,) fp32 > 0, with its graph when it is learned.
+        logit_bias: (1,) fp32, with its graph; given when `default_logit_bias` is not None.
         """
         raise NotImplementedError
 
-    def prepare(self, device: torch.device, embed_dim: int, dataset_size: int, seed: int) -> None:
-        """Allocate state once the sizes are known; collective."""
+    def prepare(
+        self, device: torch.device, embed_dim: int, dataset_size: int, seed: int, epochs: float = 1.0
+    ) -> None:
+        """Allocate state once the sizes are known; collective.
+
+        dataset_size: N; sample_index is in [0, N). epochs: how often the whole run sees each sample.
+        """
+
+    def sharded_state(self) -> dict[str, Tensor]:
+        """This rank's rows, `own_slice(N)` of each table with N rows; nothing is gathered."""
+        return {}
+
+    def load_sharded_state(self, tables: Mapping[str, Tensor]) -> None:
+        """Take back what `sharded_state` gave, cut for this world size: the rows `own_slice(N)`."""

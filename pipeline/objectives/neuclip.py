@@ -51,11 +51,15 @@ class NeuCLIP(Objective):
         super().__init__(config)
         self.npn = NormalizerPredictionNetwork(config.npn, config.eps, config.ratio_bound)
 
-    def prepare(self, device: torch.device, embed_dim: int, dataset_size: int, seed: int) -> None:
+    def prepare(
+        self, device: torch.device, embed_dim: int, dataset_size: int, seed: int, epochs: float = 1.0
+    ) -> None:
         """Allocate the NPN. dataset_size: not needed, M may exceed it."""
         self.npn.prepare(device, embed_dim, seed)
 
-    def forward(self, features: Features, sample_index: Tensor, tau: Tensor) -> ObjectiveOutput:
+    def forward(
+        self, features: Features, sample_index: Tensor, tau: Tensor, logit_bias: Tensor | None = None
+    ) -> ObjectiveOutput:
         """As the contract has it. Two all-gathers of the batch, and those of the NPN."""
         config = self.config
         with torch.no_grad(), torch.autocast(tau.device.type, enabled=False):

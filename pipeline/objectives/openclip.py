@@ -33,7 +33,9 @@ class OpenCLIP(Objective):
     Config = OpenCLIPConfig
     config: OpenCLIPConfig
 
-    def forward(self, features: Features, sample_index: Tensor, tau: Tensor) -> ObjectiveOutput:
+    def forward(
+        self, features: Features, sample_index: Tensor, tau: Tensor, logit_bias: Tensor | None = None
+    ) -> ObjectiveOutput:
         """As the contract has it; `log_normalizer` is the batch's own estimate r."""
         with torch.no_grad(), torch.autocast(tau.device.type, enabled=False):
             batch = gather(features)
