@@ -26,7 +26,7 @@ def count_bytes() -> Iterator[Counter[str]]:
     """Count the payload bytes that this rank sends inside the block, by collective.
 
     As the ring algorithms send them, for n bytes handed in: all_gather (K-1) n; all_reduce 2 n (K-1)/K;
-    broadcast n (K-1)/K, the mean over ranks. Nothing in one process.
+    broadcast n (K-1)/K, the mean over ranks; ring_shift n. Nothing in one process.
     """
     counter: Counter[str] = Counter()
     _counters.append(counter)
@@ -64,6 +64,25 @@ def all_reduce_logsumexp(tensor: Tensor) -> Tensor:
         return tensor
     maximum = all_reduce(tensor, "max")
     return maximum + all_reduce((tensor - maximum).exp(), "sum").log()
+
+
+def ring_shift(tensor: Tensor) -> Tensor:
+    """What the previous rank holds, while the next one gets ours: after K shifts everything is home again."""
+    if world_size() == 1:
+        return tensor
+    tensor = tensor.contiguous()
+    _count("ring_shift", tensor, 1)
+    received = torch.empty_like(tensor)
+    # Both at once, so that no rank waits for another's receive before it posts its own.
+    transfers = dist.batch_isend_irecv(
+        [
+            dist.P2POp(dist.isend, tensor, (rank() + 1) % world_size()),
+            dist.P2POp(dist.irecv, received, (rank() - 1) % world_size()),
+        ]
+    )
+    for transfer in transfers:
+        transfer.wait()
+    return received
 
 
 def broadcast(tensor: Tensor, source: int = 0) -> Tensor:

@@ -11,12 +11,14 @@ from pipeline.errors import UserError
 from pipeline.objectives.base import Features, Objective, ObjectiveOutput
 from pipeline.objectives.neuclip import NeuCLIP
 from pipeline.objectives.openclip import OpenCLIP
+from pipeline.objectives.siglip import SigLIP
 
 __all__ = ["REGISTRY", "Features", "Objective", "ObjectiveOutput", "build_objective", "objective_class"]
 
 REGISTRY: dict[str, type[Objective]] = {
     "neuclip": NeuCLIP,
     "openclip": OpenCLIP,
+    "siglip": SigLIP,
 }
 
 

@@ -27,6 +27,7 @@ def use_all():
             "with nothing": collectives.all_reduce_logsumexp(
                 mine if rank() == 0 else torch.full_like(mine, -torch.inf)
             ),
+            "ring": collectives.ring_shift(mine.T),
             "broadcast": collectives.broadcast(mine, source=world_size() - 1),
             "slices": collectives.all_gather_slices(rows[collectives.own_slice(10)], 10),
             "object": collectives.broadcast_object({"from": rank()}, source=world_size() - 1),
@@ -59,11 +60,12 @@ def test_collectives(ranks):
     }
     results = run_ranks(ranks, use_all)
     covered = []
-    for result, outer, inner, own in results:
-        torch.testing.assert_close(result, expected)
+    for by, (result, outer, inner, own) in enumerate(results):
+        torch.testing.assert_close(result, {**expected, "ring": everything[by - 1].T})
         covered += range(10)[own]
         assert inner == ({"all_gather": 24 * (ranks - 1)} if ranks > 1 else {})
         if ranks > 1:
+            assert outer["ring_shift"] == 24
             assert outer["broadcast"] == 24 * (ranks - 1) / ranks
             # 24 bytes each: sum, mean, max, and two for each logsumexp.
             assert outer["all_reduce"] == 7 * 24 * 2 * (ranks - 1) / ranks

@@ -1,8 +1,8 @@
 """Every registered objective keeps the contract: 1, 2 and 4 ranks train the same model as one process with
 the whole batch, metrics are equal on every rank, and a state saved at one world size continues at another.
 
-The model is a table of raw embeddings, one row per sample, and a learned tau; updates are plain SGD on
-gradients averaged over the ranks, as DeepSpeed averages them.
+The model is a table of raw embeddings, one row per sample, with a learned tau, and a bias where the objective has
+one; updates are plain SGD on gradients averaged over the ranks, as DeepSpeed averages them.
 """
 
 import functools
@@ -28,6 +28,7 @@ VARIANTS = {
     "neuclip, fewer prototypes than ranks": ("neuclip", {"npn": {"prototypes": 3, "restart_every": 2}}),
 }
 CASES = {**{name: (name, OPTIONS.get(name, {})) for name in REGISTRY}, **VARIANTS}
+LEARNING_RATES = (1.0, 1.0, 1e-4, 0.1)  # both tables, tau, bias
 NOT_REPRODUCIBLE = {"npn/seconds"}
 
 
@@ -40,7 +41,7 @@ def train(case, first_step, last_step, start):
     objective = build_objective(name, options)
     objective.prepare(torch.device("cpu"), DIM, SAMPLES, seed=3)
     generator = torch.Generator().manual_seed(0)
-    parameters = [torch.randn(SAMPLES, DIM, generator=generator) for _ in range(2)] + [torch.tensor([0.1])]
+    parameters = [torch.randn(SAMPLES, DIM, generator=generator) for _ in range(2)] + scalars(objective)
     if start:
         parameters = start["parameters"]
         objective.load_state_dict(start["objective"])
@@ -53,11 +54,11 @@ def train(case, first_step, last_step, start):
         batch = order[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH]
         local = batch[rank() :: world_size()]
         features = Features(*(F.normalize(table[local], dim=-1) for table in parameters[:2]))
-        output = objective(features, local, parameters[2])
+        output = objective(features, local, *parameters[2:])
         output.loss.backward()
         gradients = [all_reduce(parameter.grad, "mean").clone() for parameter in parameters]
         with torch.no_grad():
-            for parameter, gradient, lr in zip(parameters, gradients, (1.0, 1.0, 1e-4), strict=True):
+            for parameter, gradient, lr in zip(parameters, gradients, LEARNING_RATES, strict=False):
                 parameter -= lr * gradient
                 parameter.grad = None
         steps.append(
@@ -69,6 +70,12 @@ def train(case, first_step, last_step, start):
             }
         )
     return {"steps": steps, "saved": saved, "final": snapshot(parameters, objective)}
+
+
+def scalars(objective):
+    """tau, and where the objective has one the bias."""
+    bias = objective.default_logit_bias
+    return [torch.tensor([0.1])] + ([] if bias is None else [torch.tensor([bias])])
 
 
 def train_all(first_step, last_step, starts=None):
@@ -147,10 +154,10 @@ def test_in_evaluation_mode_the_loss_is_a_function(name):
     objective.prepare(torch.device("cpu"), DIM, SAMPLES, seed=3)
     generator = torch.Generator().manual_seed(0)
     features = Features(*(F.normalize(torch.randn(8, DIM, generator=generator), dim=-1) for _ in range(2)))
-    index, tau = torch.arange(8), torch.tensor([0.1])
-    trained = objective(features, index, tau)
+    index, tau_and_bias = torch.arange(8), scalars(objective)
+    trained = objective(features, index, *tau_and_bias)
     objective.eval()
-    first, second = objective(features, index, tau), objective(features, index, tau)
+    first, second = (objective(features, index, *tau_and_bias) for _ in range(2))
     assert torch.equal(first.loss, second.loss)
     assert torch.isfinite(trained.loss)
 
@@ -161,7 +168,7 @@ def bytes_of_a_step(name, options, dim, batch_size):
     generator = torch.Generator().manual_seed(rank())
     features = Features(*(F.normalize(torch.randn(batch_size, dim, generator=generator), dim=-1) for _ in "it"))
     with count_bytes() as sent:
-        objective(features, torch.arange(batch_size), torch.tensor([0.1]))
+        objective(features, torch.arange(batch_size), *scalars(objective))
     return dict(sent)
 
 
@@ -181,4 +188,8 @@ def test_bytes_per_step():
         "all_reduce": (inner_steps + 1) * exchange + seconds,
     }
     reduce_scatter_of_feature_gradients = features
+    (siglip, *_) = run_ranks(ranks, bytes_of_a_step, "siglip", {}, dim, batch_size)
+    texts = batch_size * dim * 4
+    # Texts make K-1 hops and their gradient all K; loss, tau's gradient and two sums are reduced.
+    assert siglip == {"ring_shift": (2 * ranks - 1) * texts, "all_reduce": 4 * 4 * 2 * (ranks - 1) // ranks}
     assert sum(neuclip.values()) < features + reduce_scatter_of_feature_gradients
