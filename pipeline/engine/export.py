@@ -22,6 +22,7 @@ from pipeline.engine.checkpoint import complete_tags, find_damage
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, read_json, sha256_file, write_json
 from pipeline.models.two_tower import WEIGHTS_FILE, open_clip_config, write_model_config
+from pipeline.objectives import objective_class
 
 TOWERS = "towers."
 
@@ -43,7 +44,7 @@ def export(checkpoint: Path, out: Path) -> dict[str, Any]:
     for name in {"logit_scale", "logit_bias"} & weights.keys():
         weights[name] = weights[name].reshape(())  # open_clip's usual shape
     out.mkdir(parents=True, exist_ok=True)
-    write_model_config(out, open_clip_config(config.model), config.model.name)
+    write_model_config(out, _model_config(config), config.model.name)
     with atomic_open(out / WEIGHTS_FILE) as stream:
         stream.write(save(weights, metadata={"format": "pt"}))
     provenance = {
@@ -62,6 +63,14 @@ def export(checkpoint: Path, out: Path) -> dict[str, Any]:
         stream.write(_model_card(provenance))
     write_json(out / "export.json", provenance)
     return provenance
+
+
+def _model_config(config: RunConfig) -> dict[str, Any]:
+    """The open_clip config of the model as it was trained: with a bias only where the objective has one."""
+    model_config = open_clip_config(config.model)
+    model_config.pop("init_logit_bias", None)
+    bias = objective_class(config.objective).default_logit_bias
+    return model_config if bias is None else {**model_config, "init_logit_bias": bias}
 
 
 def _find_tag(checkpoint: Path) -> tuple[Path, str]:

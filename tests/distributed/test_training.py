@@ -25,7 +25,7 @@ from pipeline.engine.optimizer import build_optimizer, learning_rate
 from pipeline.engine.train_module import TrainModule
 from pipeline.errors import UserError
 from pipeline.models.two_tower import build_tokenizer, build_two_tower, load_exported
-from pipeline.objectives import Features, build_objective
+from pipeline.objectives import Features, build_objective, objective_class
 from pipeline.tracking.base import NullTracker
 from pipeline.tracking.jsonl import JsonlTracker, read_points
 from pipeline.trainer import Trainer, summarise
@@ -185,7 +185,8 @@ def test_export_gives_open_clip_the_trainers_features(lives: tuple[Path, dict[st
 def plain_loop(config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
     """The same training without DeepSpeed: torch's AdamW, one process, the whole batch."""
     torch.manual_seed(config.seed)
-    towers = build_two_tower(config.model, float(-torch.tensor(config.temperature.init).log()))
+    bias = objective_class(config.objective).default_logit_bias
+    towers = build_two_tower(config.model, float(-torch.tensor(config.temperature.init).log()), bias)
     module = TrainModule(towers, config.temperature)
     optimizer = build_optimizer(module, config.optimizer, config.temperature)
     corpus = Corpus(config.loader, config.seed, 16, build_tokenizer(TINY))
@@ -195,7 +196,7 @@ def plain_loop(config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
     for step, batch in enumerate(build_loader(corpus, positions, config.loader, pin_memory=False)):
         encoded = module(batch.images, batch.tokens)
         features = Features(encoded.image_features, encoded.text_features)
-        loss = objective(features, batch.sample_index, encoded.tau).loss
+        loss = objective(features, batch.sample_index, encoded.tau, encoded.logit_bias).loss
         for group in optimizer.param_groups:
             if group["name"] != "temperature":
                 group["lr"] = learning_rate(step, steps, config.optimizer)
