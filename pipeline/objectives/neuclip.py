@@ -51,9 +51,7 @@ class NeuCLIP(Objective):
         super().__init__(config)
         self.npn = NormalizerPredictionNetwork(config.npn, config.eps, config.ratio_bound)
 
-    def prepare(
-        self, device: torch.device, embed_dim: int, dataset_size: int, seed: int, epochs: float = 1.0
-    ) -> None:
+    def prepare(self, device: torch.device, embed_dim: int, dataset_size: int, seed: int, epochs: float = 1.0) -> None:
         """Allocate the NPN. dataset_size: not needed, M may exceed it."""
         self.npn.prepare(device, embed_dim, seed)
 
@@ -69,9 +67,7 @@ class NeuCLIP(Objective):
 
             started = perf_counter()
             anchors = Anchors(batch.embeddings, batch.positive, tau)
-            if self.training:
-                self._update(batch, sample_index, anchors, r)
-            alpha = self.npn.alpha(anchors)
+            alpha = self._update(batch, sample_index, anchors, r) if self.training else self.npn.alpha(anchors)
             npn_seconds = perf_counter() - started
 
             excess = (r - alpha - math.log(config.ratio_bound)).clamp(min=0)
@@ -103,11 +99,11 @@ class NeuCLIP(Objective):
             log_normalizer=alpha[:, batch.own],
         )
 
-    def _update(self, batch: GlobalBatch, sample_index: Tensor, anchors: Anchors, r: Tensor) -> None:
+    def _update(self, batch: GlobalBatch, sample_index: Tensor, anchors: Anchors, r: Tensor) -> Tensor:
         # By sample index, the order in the ring buffer does not depend on how ranks share the batch.
         order = all_gather(sample_index).argsort(stable=True)
         self.npn.observe(batch.embeddings[:, order])
-        self.npn.step(anchors, r)
+        return self.npn.step(anchors, r)
 
     def _through(self, batch: GlobalBatch, anchors: Anchors, ratio: Tensor) -> tuple[Tensor, Tensor]:
         """The part of the gradient that flows through alpha: for the local features (2, B, D), and tau ()."""

@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, NormalizerPredictionNetwork
+from pipeline.models.log_normalizer import (
+    Anchors,
+    LogNormalizerConfig,
+    NormalizerPredictionNetwork,
+    sharded_softmax,
+)
 
 EPS = 1e-14
 
@@ -85,6 +90,23 @@ def test_steps_equal_torch_adagrad_on_autograd():
             optimizer.step()
         torch.testing.assert_close(npn.prototypes, weights.detach(), rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(npn.squares, optimizer.state[weights]["sum"])
+
+
+def test_blocks_of_prototypes_change_nothing(monkeypatch):
+    batch = embeddings(0, 10, dtype=torch.float64)
+    anchors, r = anchors_of(batch, 0.1), torch.randn(2, 10, dtype=torch.float64) - 3
+    results = []
+    for block_floats in (2**17, 18):  # all 8 prototypes at once; 3, 3 and 2
+        monkeypatch.setattr(sharded_softmax, "CPU_BLOCK_FLOATS", block_floats)
+        npn = build(prototypes=8, inner_steps=3, dtype=torch.float64)
+        npn.observe(batch)
+        npn.restart()
+        npn.steps = 1
+        after = npn.step(anchors, r)
+        torch.testing.assert_close(after, npn.alpha(anchors))  # what step returns is of the updated prototypes
+        results.append((npn.prototypes, npn.squares, after, *npn.derivatives(anchors)))
+    for whole, blocked in zip(*results, strict=True):
+        torch.testing.assert_close(blocked, whole, rtol=1e-6, atol=1e-8)
 
 
 def test_derivatives_of_alpha_equal_autograd():

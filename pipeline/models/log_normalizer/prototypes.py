@@ -1,4 +1,4 @@
-"""The normalizer-prediction network (NPN) of NeuCLIP (arXiv 2511.08417), its prototypes sharded over ranks.
+"""The prototype network of NeuCLIP (arXiv 2511.08417), its prototypes sharded over ranks.
 
 Legend: K world size, G global batch, D embedding dimension, M prototypes, m = M/K of them on this rank;
 side 0 predicts for image anchors from text prototypes W1, side 1 for text anchors from image prototypes W2.
@@ -7,53 +7,25 @@ side 0 predicts for image anchors from text prototypes W1, side 1 for text ancho
 
 It is a softmax over prototypes, so the prototypes are sharded as a vocabulary-parallel cross-entropy shards
 its vocabulary: each rank evaluates all G anchors against its m prototypes, and an inner step exchanges the
-maximum and the sum of each anchor's partial logsumexp, 4*G floats in all. Floats held per rank: 2*G*m logits,
-4*m*D prototypes and AdaGrad state, 2*M*D in the ring buffer.
+maximum and the sum of each anchor's partial logsumexp, 4*G floats in all. Floats held per rank: 2*G*m
+exponentials, 4*m*D prototypes and AdaGrad state, 2*M*D in the ring buffer.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.collectives import all_gather_slices, all_reduce, all_reduce_logsumexp, own_slice
-from pipeline.config.schema import Section
+from pipeline.collectives import all_gather_slices, all_reduce, own_slice
 from pipeline.errors import UserError
+from pipeline.models.log_normalizer.anchors import AlphaDerivatives, Anchors
+from pipeline.models.log_normalizer.config import LogNormalizerConfig
+from pipeline.models.log_normalizer.sharded_softmax import ShardedSoftmax
 
 ADAGRAD_EPS = 1e-10  # torch.optim.Adagrad's
-
-
-class LogNormalizerConfig(Section):
-    """The NPN, as published, but for the unpublished `lr` (0.05 was the best of 0.005, 0.05 and 0.3)."""
-
-    prototypes: int = Field(4096, ge=1)  # M, per side
-    restart_every: int | None = Field(500, ge=1)  # T_r, steps; null: at step 0 only
-    inner_steps: int = Field(10, ge=0)  # T_u, AdaGrad steps per training step
-    lr: float = Field(0.05, gt=0)  # of AdaGrad
-    alpha_gradient: Literal["constant", "through"] = "constant"  # does alpha carry a gradient to the encoders?
-
-
-class Anchors(NamedTuple):
-    """What alpha is a function of, besides the prototypes.
-
-    embeddings: (2, G, D), L2-normalised. positive: (G,), s_ii. tau: (1,).
-    """
-
-    embeddings: Tensor
-    positive: Tensor
-    tau: Tensor
-
-
-class AlphaDerivatives(NamedTuple):
-    """d alpha / d (its own anchor's embedding, s_ii, tau): (2, G, D), (2, G), (2, G)."""
-
-    embedding: Tensor
-    positive: Tensor
-    tau: Tensor
 
 
 class NormalizerPredictionNetwork(nn.Module):
@@ -92,19 +64,27 @@ class NormalizerPredictionNetwork(nn.Module):
         self.ring[:, places] = kept
         self.samples_seen += count
 
-    def step(self, anchors: Anchors, log_target: Tensor) -> None:
+    def step(self, anchors: Anchors, log_target: Tensor) -> Tensor:
         """One training step of the NPN: restart if due, then `inner_steps` AdaGrad steps.
 
-        log_target: r = log(eps + g), (2, G), from the global batch.
+        log_target: r = log(eps + g), (2, G), from the global batch. Returns alpha (2, G) after them.
         """
         every = self.config.restart_every
         if self.steps == 0 or (every and self.steps % every == 0):
             self.restart()
+        softmax = self._softmax(anchors)
+        squares = [self.squares[block.side, block.rows] for block in softmax.blocks]
+        alpha = softmax.alpha(self.log_eps)
         for _ in range(self.config.inner_steps):
-            gradient = self.gradient(anchors, log_target)
-            self.squares.addcmul_(gradient, gradient)
-            self.prototypes.addcdiv_(gradient, self.squares.sqrt().add_(ADAGRAD_EPS), value=-self.config.lr)
+            weighted = softmax.weighted(alpha, self._slope(alpha, log_target))
+            for (block, weights), sums in zip(weighted, squares, strict=True):
+                gradient = block.tangent_gradient(weights)
+                root = torch.sqrt(sums.addcmul_(gradient, gradient), out=block.scratch).add_(ADAGRAD_EPS)
+                block.prototypes.addcdiv_(gradient, root, value=-self.config.lr)
+                block.evaluate()
+            alpha = softmax.alpha(self.log_eps)
         self.steps += 1
+        return alpha
 
     def restart(self) -> None:
         """Prototypes from random embeddings of the ring buffer, AdaGrad's state to zero.
@@ -122,49 +102,47 @@ class NormalizerPredictionNetwork(nn.Module):
 
     def alpha(self, anchors: Anchors) -> Tensor:
         """(2, G)."""
-        return self._alpha(self._logits(anchors, self._directions()[0]))
+        return self._softmax(anchors).alpha(self.log_eps)
 
     def gradient(self, anchors: Anchors, log_target: Tensor) -> Tensor:
         """dL/dW of this rank's prototypes, (2, m, D), for L = tau mean_i [exp(r - alpha) + alpha - 1].
 
-        Closed form, two matrix products per side: with p = exp(z) / (M exp(alpha)) and
-        dL/dalpha = (tau/G) (1 - exp(r - alpha)), dL/dW_hat = p^T (dL/dalpha * e) / tau, projected onto the
-        tangent of the unit sphere at W_hat and divided by |W|.
+        Closed form, two matrix products per side: with dL/dalpha = (tau/G) (1 - exp(r - alpha)),
+        dL/dW_hat = p (dL/dalpha * e) / tau, projected onto the tangent of the unit sphere at W_hat and divided by |W|.
         """
-        directions, norms = self._directions()
-        logits = self._logits(anchors, directions)
-        alpha = self._alpha(logits)
-        ratio = (log_target - alpha).clamp(max=self.log_ratio_bound).exp()
-        p = logits.sub_(alpha.unsqueeze(-1)).exp_()
-        pull = ((1 - ratio) / ratio.shape[1]).unsqueeze(-1) * anchors.embeddings
-        gradient = p.transpose(1, 2) @ pull
-        gradient -= directions * (directions * gradient).sum(-1, keepdim=True)
-        return gradient.div_(norms)
+        softmax = self._softmax(anchors)
+        alpha = softmax.alpha(self.log_eps)
+        gradient = torch.empty_like(self.prototypes)
+        for block, weights in softmax.weighted(alpha, self._slope(alpha, log_target)):
+            gradient[block.side, block.rows] = block.tangent_gradient(weights)
+        return gradient
 
     def derivatives(self, anchors: Anchors) -> AlphaDerivatives:
         """Of alpha, for every anchor: sums over all prototypes, one all-reduce of 2*G*(D+2) floats."""
-        directions, _ = self._directions()
-        logits = self._logits(anchors, directions)
-        p = (logits - self._alpha(logits).unsqueeze(-1)).exp()
-        z = logits + math.log(self.config.prototypes)
-        sums = torch.cat([p @ directions, p.sum(-1, keepdim=True), (p * z).sum(-1, keepdim=True)], dim=-1)
+        softmax = self._softmax(anchors)
+        alpha = softmax.alpha(self.log_eps)
+        sums = anchors.embeddings.new_zeros(*anchors.embeddings.shape[:2], anchors.embeddings.shape[2] + 2)
+        for block, p in softmax.weighted(alpha):
+            # z = log p + alpha - log_mass, and p log p is 0 where p is.
+            total = p.sum(dim=0)
+            p_z = alpha[block.side] * total - torch.special.entr(p).sum(dim=0) - (block.log_masses * p).sum(dim=0)
+            by_embedding = p.T @ (block.prototypes * block.inverse_norms)
+            sums[block.side] += torch.cat([by_embedding, total[:, None], p_z[:, None]], dim=-1)
         sums = all_reduce(sums, "sum") / anchors.tau
         return AlphaDerivatives(sums[..., :-2], -sums[..., -2], -sums[..., -1])
 
-    def _directions(self) -> tuple[Tensor, Tensor]:
-        """W / |W| and |W|, (2, m, D) and (2, m, 1)."""
-        norms = self.prototypes.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return self.prototypes / norms, norms
+    @property
+    def log_masses(self) -> Tensor:
+        """(2, m): each prototype weighs 1/M."""
+        return self.prototypes.new_full(self.prototypes.shape[:2], -math.log(self.config.prototypes))
 
-    def _logits(self, anchors: Anchors, directions: Tensor) -> Tensor:
-        """z - log M, (2, G, m), with z = (cos(e, W) - s_ii) / tau."""
-        cosine = anchors.embeddings @ directions.transpose(1, 2)
-        shift = anchors.positive.unsqueeze(-1) / anchors.tau + math.log(self.config.prototypes)
-        return cosine.div_(anchors.tau).sub_(shift)
+    def _softmax(self, anchors: Anchors) -> ShardedSoftmax:
+        return ShardedSoftmax(self.prototypes, self.log_masses, anchors)
 
-    def _alpha(self, logits: Tensor) -> Tensor:
-        log_q = all_reduce_logsumexp(logits.logsumexp(dim=-1))
-        return torch.logaddexp(log_q, log_q.new_tensor(self.log_eps))
+    def _slope(self, alpha: Tensor, log_target: Tensor) -> Tensor:
+        """dL/dalpha / tau, (2, G)."""
+        ratio = (log_target - alpha).clamp(max=self.log_ratio_bound).exp()
+        return (1 - ratio) / ratio.shape[1]
 
     def get_extra_state(self) -> dict[str, Any]:
         """The whole state, gathered; collective. prototypes, squares, ring: (2, M, D)."""
