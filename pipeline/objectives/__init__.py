@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config.loader import parse
 from pipeline.errors import UserError
+from pipeline.objectives.amorlip import AmorLIP
 from pipeline.objectives.base import Features, Objective, ObjectiveOutput
 from pipeline.objectives.neuclip import NeuCLIP
 from pipeline.objectives.openclip import OpenCLIP
@@ -19,6 +20,7 @@ REGISTRY: dict[str, type[Objective]] = {
     "neuclip": NeuCLIP,
     "openclip": OpenCLIP,
     "siglip": SigLIP,
+    "amorlip": AmorLIP,
 }
 
 

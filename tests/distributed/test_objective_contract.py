@@ -19,13 +19,20 @@ from tests.distributed.launch import run_ranks
 SAMPLES, GLOBAL_BATCH, DIM, STEPS, MIDDLE = 40, 8, 16, 8, 4
 
 # Options that make state change within a few steps; an objective that is not here runs with its defaults.
-OPTIONS = {"neuclip": {"npn": {"prototypes": 11, "restart_every": 3, "inner_steps": 3}}}
+OPTIONS = {
+    "neuclip": {"npn": {"prototypes": 11, "restart_every": 3, "inner_steps": 3}},
+    "amorlip": {"network": {"z_beta_epochs": 1}},  # an epoch is 5 steps: reinit, then targets of two networks
+}
 VARIANTS = {
     "neuclip, alpha through": (
         "neuclip",
         {"npn": {**OPTIONS["neuclip"]["npn"], "alpha_gradient": "through"}},
     ),
     "neuclip, fewer prototypes than ranks": ("neuclip", {"npn": {"prototypes": 3, "restart_every": 2}}),
+    "amorlip, lambda from the EMA copy": (
+        "amorlip",
+        {"lambda_from": "ema", "network": {"fit": "kl", "z_beta_epochs": 1, "ema_every": 1, "reinit_every": None}},
+    ),
 }
 CASES = {**{name: (name, OPTIONS.get(name, {})) for name in REGISTRY}, **VARIANTS}
 LEARNING_RATES = (1.0, 1.0, 1e-4, 0.1)  # both tables, tau, bias
