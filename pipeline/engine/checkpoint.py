@@ -5,6 +5,7 @@ written into it; then `latest` is replaced. Only complete tags are ever resumed;
 `COMPLETE` is set aside (`damaged-step-...`) for the one before it, loudly.
 
     checkpoints/step-00000300/   ZeRO files of DeepSpeed, objective.pt, rng-00000.pt ..., trainer.json, COMPLETE
+        objective-shards/        the objective's tables per sample, one file per rank: log_u.0.npy, log_u.5000.npy ...
     checkpoints/latest           the newest complete tag's name
 """
 
@@ -20,11 +21,13 @@ import torch
 
 from pipeline import collectives
 from pipeline.engine.engine import TrainEngine
+from pipeline.engine.sharded_state import load_tables, save_tables
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, fsync_folder, read_json, sha256_file, write_json
 
 log = logging.getLogger(__name__)
 COMPLETE = "COMPLETE"
+SHARDS = "objective-shards"
 
 
 class Checkpointer:
@@ -48,6 +51,7 @@ class Checkpointer:
         collectives.barrier()
         engine.save(self.folder, temporary.name)
         torch.save(_rng_state(), temporary / f"rng-{rank:05d}.pt")
+        save_tables(temporary / SHARDS, engine.objective.sharded_state())
         objective_state = engine.objective.state_dict()  # collective: it may gather slices
         if rank == 0:
             torch.save(objective_state, temporary / "objective.pt")
@@ -61,7 +65,7 @@ class Checkpointer:
     def restore(self, engine: TrainEngine) -> dict[str, Any] | None:
         """Load the newest tag that is complete and whole; collective. Returns its trainer state, None if there is none.
 
-        Raises UserError when it was saved by another number of ranks.
+        Raises UserError when it was saved by another number of ranks, or with another objective's tables per sample.
         """
         tag = collectives.broadcast_object(self._newest_whole() if engine.world.rank == 0 else None)
         if tag is None:
@@ -75,6 +79,7 @@ class Checkpointer:
             )
         engine.load(self.folder, tag)
         engine.objective.load_state_dict(torch.load(folder / "objective.pt", map_location="cpu", weights_only=True))
+        engine.objective.load_sharded_state(load_tables(folder / SHARDS, engine.objective.sharded_state()))
         _restore_rng(torch.load(folder / f"rng-{engine.world.rank:05d}.pt", weights_only=True))
         engine.step_number = state["step"]
         return state
