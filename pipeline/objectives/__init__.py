@@ -10,6 +10,7 @@ from pipeline.config.loader import parse
 from pipeline.errors import UserError
 from pipeline.objectives.amorlip import AmorLIP
 from pipeline.objectives.base import Features, Objective, ObjectiveOutput
+from pipeline.objectives.fastclip import FastCLIP
 from pipeline.objectives.neuclip import NeuCLIP
 from pipeline.objectives.openclip import OpenCLIP
 from pipeline.objectives.siglip import SigLIP
@@ -20,6 +21,7 @@ REGISTRY: dict[str, type[Objective]] = {
     "neuclip": NeuCLIP,
     "openclip": OpenCLIP,
     "siglip": SigLIP,
+    "fastclip": FastCLIP,
     "amorlip": AmorLIP,
 }
 

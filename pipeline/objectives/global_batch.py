@@ -67,12 +67,16 @@ def gather(features: Features) -> GlobalBatch:
 
 
 def anchor_statistics(batch: GlobalBatch, tau: Tensor) -> AnchorStatistics:
-    """Each rank computes those of its own anchors; one all-gather of four scalars per anchor."""
+    """Each rank computes those of its own anchors; one all-gather of four scalars per anchor.
+
+    tau: (1,), or (2, G) where every anchor has its own.
+    """
+    tau = tau.expand(2, batch.size)
     local = []
     for side in (0, 1):
         log_sum, mean_h = [], []
         for similarity, rows, positives in _similarities(batch, side):
-            h = (similarity - batch.positive[rows, None]) / tau
+            h = (similarity - batch.positive[rows, None]) / tau[side, rows, None]
             h[positives] = -torch.inf
             log_sum.append(h.logsumexp(dim=1))
             share = (h - log_sum[-1][:, None]).exp_()
@@ -86,17 +90,20 @@ def anchor_statistics(batch: GlobalBatch, tau: Tensor) -> AnchorStatistics:
 def feature_gradient(batch: GlobalBatch, tau: Tensor, log_g: Tensor, log_weight: Tensor) -> Tensor:
     """dL/d(features) of the local samples, (2, B, D), images then texts.
 
-    log_weight: (2, G), such that dL/dh[s,i,j] = exp(h[s,i,j] + log_weight[s,i]) for j != i. log_g: (2, G).
+    tau: (1,) or (2, G). log_g: (2, G).
+    log_weight: (2, G), such that dL/dh[s,i,j] = exp(h[s,i,j] + log_weight[s,i]) for j != i.
     """
+    tau = tau.expand(2, batch.size)
+    log_weight = log_weight - tau.log()  # of dL/ds_ij, since h[s,i,j] = (s_ij - s_ii) / tau[s,i]
     # s_ii enters every h of anchor i, on both sides, with the opposite sign.
-    diagonal = -(log_weight + log_g + math.log(batch.size - 1)).exp().sum(dim=0) / tau
+    diagonal = -(log_weight + log_g + math.log(batch.size - 1)).exp().sum(dim=0)
     sides = []
     for side in (0, 1):
         gradients = []
         for similarity, rows, positives in _similarities(batch, side):
-            as_anchor = (similarity - batch.positive[rows, None]) / tau + log_weight[side, rows, None]
-            as_negative = (similarity - batch.positive) / tau + log_weight[1 - side]
-            weight = (as_anchor.exp_() + as_negative.exp_()).div_(tau)
+            as_anchor = (similarity - batch.positive[rows, None]) / tau[side, rows, None] + log_weight[side, rows, None]
+            as_negative = (similarity - batch.positive) / tau[1 - side] + log_weight[1 - side]
+            weight = as_anchor.exp_().add_(as_negative.exp_())
             weight[positives] = diagonal[rows]
             gradients.append(weight @ batch.embeddings[1 - side])
         sides.append(torch.cat(gradients))
