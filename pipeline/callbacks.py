@@ -12,9 +12,10 @@ import torch
 from pipeline import collectives
 from pipeline.data.loader import Batch
 from pipeline.engine.engine import StepOutput
-from pipeline.errors import UserError
 from pipeline.objectives import Features
+from pipeline.objectives.geometry import geometry
 from pipeline.objectives.normalizer_error import normalizer_error
+from pipeline.tracking.metrics import Reduction
 
 if TYPE_CHECKING:
     from pipeline.trainer import Trainer
@@ -28,35 +29,6 @@ class Callback(Protocol):
 
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
         """The weights are updated and `trainer.progress` counts this step."""
-
-
-class Health:
-    """Stops a run that cannot be learning any more (contract 8), before anything of it is saved."""
-
-    def __init__(self, max_failure_rate: float) -> None:
-        self._max_failure_rate = max_failure_rate
-        self._failures = 0
-        self._samples = 0
-
-    def before_step(self, trainer: Trainer) -> None:
-        pass
-
-    def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
-        for name in ("train/loss", "train/grad_norm", "train/tau"):
-            value = float(output.metrics[name])
-            if not math.isfinite(value):
-                raise UserError(
-                    f"step {trainer.progress.step}: {name} is {value}. The run stops; the last checkpoint is from "
-                    "before this step. Try a lower optimizer.lr, or a higher temperature.minimum."
-                )
-        self._failures += batch.failures.total()
-        self._samples += len(batch.sample_index)
-        trainer.metrics.record("data/failures", float(batch.failures.total()), "sum")
-        if self._failures > max(1.0, self._max_failure_rate * max(self._samples, 1000)):
-            raise UserError(
-                f"{self._failures} of {self._samples} samples could not be decoded (last: {dict(batch.failures)}), "
-                "more than loader.max_failure_rate allows: run `data-prep verify NAME --again` on the corpus"
-            )
 
 
 class NormalizerError:
@@ -92,8 +64,38 @@ class NormalizerError:
         )
         mse = collectives.all_reduce(error.mse.reshape(1), "mean")
         variance = collectives.all_reduce(error.standard_error.square().reshape(1), "mean") / trainer.world.size
-        trainer.metrics.record("npn/log_normalizer_mse", mse)
-        trainer.metrics.record("npn/log_normalizer_mse_se", variance.sqrt())
+        output.metrics["npn/log_normalizer_mse"] = mse.squeeze()
+        output.metrics["npn/log_normalizer_mse_se"] = variance.sqrt().squeeze()
+
+
+class Geometry:
+    """Alignment and uniformity of the step's features, on the steps that are logged."""
+
+    def __init__(self, every_steps: int) -> None:
+        self._every = every_steps
+
+    def before_step(self, trainer: Trainer) -> None:
+        pass
+
+    def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
+        step = trainer.progress.step
+        if step % self._every == 0 or step == trainer.total_steps:
+            output.metrics.update(geometry(output.features))
+
+
+class ParameterNorms:
+    """The norm of each parameter group, every so many steps: equal norms show a group that does not train."""
+
+    def __init__(self, every_steps: int) -> None:
+        self._every = every_steps
+
+    def before_step(self, trainer: Trainer) -> None:
+        pass
+
+    def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
+        if trainer.progress.step % self._every == 0:
+            for group, norm in trainer.engine.parameter_norms().items():
+                output.metrics[f"train/parameter_norm_{group}"] = norm
 
 
 class Logging:
@@ -109,7 +111,7 @@ class Logging:
 
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
         for name, value in output.metrics.items():
-            trainer.metrics.record(name, value, "last" if name.startswith("train/lr") else "mean")
+            trainer.metrics.record(name, value, _reduction(name))
         step = trainer.progress.step
         if step % self._every and step != trainer.total_steps:
             return
@@ -128,6 +130,12 @@ class Logging:
             if seconds_name in metrics:
                 metrics[share_name] = metrics[seconds_name] * steps / seconds
         trainer.tracker.log(metrics, step, trainer.progress.samples_seen)
+
+
+def _reduction(name: str) -> Reduction:
+    if name == "train/skipped_steps":
+        return "sum"
+    return "last" if name.startswith("train/lr") else "mean"
 
 
 class Saving:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.callbacks import Callback, Health, Logging, NormalizerError, Saving
+from pipeline.callbacks import Callback, Geometry, Logging, NormalizerError, ParameterNorms, Saving
 from pipeline.config.diff import differences
 from pipeline.config.schema import RunConfig
 from pipeline.data.consumed import ConsumedDigest
@@ -21,6 +21,7 @@ from pipeline.engine.checkpoint import Checkpointer
 from pipeline.engine.deepspeed_config import local_batch_size
 from pipeline.engine.engine import TrainEngine
 from pipeline.errors import UserError
+from pipeline.health import Health
 from pipeline.models.two_tower import build_tokenizer, image_size, open_clip_config
 from pipeline.preemption import StopRequest
 from pipeline.tracking.base import Tracker
@@ -117,8 +118,10 @@ class Trainer:
     def _callbacks(self) -> list[Callback]:
         config = self.config
         return [
-            Health(config.loader.max_failure_rate),
             NormalizerError(self),
+            Geometry(config.train.log_every_steps),
+            ParameterNorms(config.diagnostics.every_steps),
+            Health(config, self.engine.parameter_groups, getattr(self.engine.objective.config, "rho", None)),
             Logging(config.train.log_every_steps, self.progress.step),
             Saving(config.checkpoint.every_steps, config.checkpoint.every_minutes),
         ]

@@ -10,6 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Symptom = Literal[
+    "tau_at_bound",
+    "skipped_steps",
+    "frozen_group",
+    "normalizer_error",
+    "feature_collapse",
+    "prototype_collapse",
+]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -131,10 +139,26 @@ class CheckpointConfig(Section):
 
 
 class DiagnosticsConfig(Section):
-    """The log-normalizer error: exact over a fixed reference subset, every so many steps."""
+    """Every so many steps: the log-normalizer error, exact over a fixed reference subset, and parameter norms."""
 
     every_steps: int = Field(100, ge=1)
     reference_samples: int = Field(1024, ge=2)
+
+
+class HealthConfig(Section):
+    """When a run is not learning as it should (pipeline.health): a warning, or a stop for the names in `stop_on`.
+
+    Always a stop: a loss, gradient or tau that is not finite, and too many undecodable samples
+    (`loader.max_failure_rate`).
+    """
+
+    stop_on: tuple[Symptom, ...] = ("skipped_steps",)
+    tau_at_bound_steps: int = Field(200, ge=1)  # in a row with tau within 1 % of a bound of `temperature`
+    skipped_steps: int = Field(20, ge=1)  # in a row, for overflow under fp16
+    normalizer_error_factor: float = Field(5, gt=1)  # the median of the last three errors over the lowest so far ...
+    normalizer_error_floor: float = Field(4, ge=0)  # ... and above this: 4 means off by 2 in log g
+    uniformity_maximum: float = Field(-0.01, le=0)  # of either modality; 0: all embeddings are the same
+    spread_ratio_minimum: float = Field(0.1, ge=0)  # `npn/spread_ratio`, of the prototypes
 
 
 class EvaluateConfig(Section):
@@ -171,5 +195,6 @@ class RunConfig(Section):
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+    health: HealthConfig = HealthConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()

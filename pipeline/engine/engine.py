@@ -18,6 +18,8 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import World
 from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer, learning_rate, temperature_learning_rate
+from pipeline.engine.parameter_norms import parameter_norms
+from pipeline.engine.tau_gradient import TauGradient
 from pipeline.engine.train_module import build_train_module
 from pipeline.models.two_tower import open_clip_config
 from pipeline.objectives import Features, ObjectiveOutput, build_objective
@@ -34,7 +36,7 @@ class StepOutput:
     """What a step leaves to look at, detached.
 
     features: of the local batch, (B, D) each, before the update. tau: (1,). output: the objective's.
-    metrics: floats or 0-dim tensors, equal on every rank.
+    metrics: floats or 0-dim tensors, equal on every rank; callbacks that measure add theirs.
     """
 
     features: Features
@@ -60,9 +62,12 @@ class TrainEngine:
         epochs = total_steps * config.train.global_batch_size / dataset_size
         embed_dim = open_clip_config(config.model)["embed_dim"]
         self.objective.prepare(world.device, embed_dim, dataset_size, config.seed, epochs)
+        optimizer = build_optimizer(self.module, config.optimizer, config.temperature)
+        # ZeRO puts flat partitions into the optimizer's groups, so keep which parameters they are made of.
+        self._groups = {group["name"]: list(group["params"]) for group in optimizer.param_groups}
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=self.module,
-            optimizer=build_optimizer(self.module, config.optimizer, config.temperature),
+            optimizer=optimizer,
             config=deepspeed_config(config, world.size),
         )
 
@@ -73,6 +78,7 @@ class TrainEngine:
         output = self.objective(features, batch.sample_index, encoded.tau, encoded.logit_bias)
         tau = encoded.tau.detach()
         rates = self._set_learning_rates(float(tau))
+        tau_gradient = TauGradient(output.loss, encoded.tau)
         self.deepspeed.backward(output.loss)
         self.deepspeed.step()
         self._clamp_temperature()
@@ -81,9 +87,13 @@ class TrainEngine:
             "train/loss": output.loss.detach(),
             "train/tau": tau.squeeze(),
             "train/grad_norm": self.deepspeed.get_global_grad_norm() or 0.0,
+            "train/skipped_steps": float(not self.deepspeed.was_step_applied()),
             **rates,
             **output.metrics,
         }
+        slope = tau_gradient.value()
+        if slope is not None:
+            metrics["train/tau_grad"] = slope
         return StepOutput(Features(*(f.detach() for f in features)), tau, output, metrics)
 
     @torch.no_grad()
@@ -93,6 +103,15 @@ class TrainEngine:
         encoded = self.deepspeed(batch.images, batch.tokens)
         self.module.train()
         return Features(encoded.image_features, encoded.text_features)
+
+    @property
+    def parameter_groups(self) -> list[str]:
+        """The optimizer's groups by name, those that have a parameter."""
+        return list(self._groups)
+
+    def parameter_norms(self) -> dict[str, Tensor]:
+        """The norm of each optimizer group's parameters, () fp64; collective."""
+        return parameter_norms(self._groups, self.world)
 
     def save(self, folder: Path, tag: str) -> None:
         """Write the ZeRO state under `folder/tag`; collective."""

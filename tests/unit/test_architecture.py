@@ -25,6 +25,7 @@ LAYERS = [
     {
         "pipeline.trainer",
         "pipeline.callbacks",
+        "pipeline.health",
         "pipeline.evaluation",
         "pipeline.report",
         "pipeline.preemption",

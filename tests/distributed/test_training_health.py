@@ -1,0 +1,167 @@
+"""On two ranks: the gradient for tau and parameter norms are those of a plain model under every ZeRO stage, and a run
+that is ill says so in its log and its metrics, where a healthy one says nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.schema import RunConfig
+from pipeline.data.loader import Batch, Corpus, StepPositions, build_loader
+from pipeline.engine.engine import TrainEngine
+from pipeline.engine.optimizer import build_optimizer
+from pipeline.engine.train_module import build_train_module
+from pipeline.errors import UserError
+from pipeline.models.two_tower import build_tokenizer
+from pipeline.objectives import Features, build_objective
+from pipeline.tracking.base import NullTracker
+from pipeline.tracking.jsonl import JsonlTracker, read_points
+from pipeline.trainer import METRICS, Trainer
+from tests.distributed.launch import run_ranks
+from tests.distributed.test_training import TINY, config_of, here
+
+STEPS = 4
+
+
+def batches(config: RunConfig, rank: int, size: int) -> list[Batch]:
+    corpus = Corpus(config.loader, config.seed, 16, build_tokenizer(TINY))
+    positions = StepPositions(config.train.global_batch_size, rank, size, 0, 1)
+    return list(build_loader(corpus, positions, config.loader, pin_memory=False))
+
+
+def first_step(config: RunConfig) -> dict[str, float]:
+    engine = TrainEngine(config, here(), 203, STEPS)
+    norms = {f"norm of {name}": float(norm) for name, norm in engine.parameter_norms().items()}
+    (batch,) = batches(config, here().rank, here().size)
+    output = engine.step(batch)
+    return {"tau_grad": float(output.metrics["train/tau_grad"]), **norms}
+
+
+def first_step_of_each(configs: dict[str, RunConfig]) -> dict[str, dict[str, float]]:
+    return {name: first_step(config) for name, config in configs.items()}
+
+
+def plain(config: RunConfig) -> dict[str, float]:
+    """One process, the whole batch, autograd."""
+    torch.manual_seed(config.seed)
+    module = build_train_module(config)
+    objective = build_objective(config.objective, config.objectives[config.objective])
+    objective.prepare(torch.device("cpu"), 16, 203, config.seed)
+    norms = {
+        f"norm of {group['name']}": math.sqrt(sum(float(p.detach().double().square().sum()) for p in group["params"]))
+        for group in build_optimizer(module, config.optimizer, config.temperature).param_groups
+    }
+    (batch,) = batches(config, 0, 1)
+    encoded = module(batch.images, batch.tokens)
+    features = Features(encoded.image_features, encoded.text_features)
+    loss = objective(features, batch.sample_index, encoded.tau).loss
+    (gradient,) = torch.autograd.grad(loss, encoded.tau)
+    return {"tau_grad": float(gradient), **norms}
+
+
+def stage_file(folder: Path, stage: int) -> str:
+    path = folder / f"zero{stage}.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}))
+    return str(path)
+
+
+def test_tau_gradient_and_norms_are_the_plain_models_under_every_zero_stage(noise_corpus: Path, tmp_path: Path) -> None:
+    configs = {
+        f"zero{stage} {objective}": config_of(
+            noise_corpus,
+            f"train.deepspeed={stage_file(tmp_path, stage)}",
+            f"objective={objective}",
+            "objectives.openclip={}",
+        )
+        for stage, objective in [(0, "neuclip"), (1, "openclip"), (2, "neuclip"), (3, "neuclip"), (3, "openclip")]
+    }
+    results = run_ranks(2, first_step_of_each, configs)
+    assert results[0] == results[1]
+    for name, config in configs.items():
+        expected = plain(config)
+        assert abs(expected["tau_grad"]) > 0.1
+        assert results[0][name] == pytest.approx(expected, rel=1e-4), name
+
+
+def fit(config: RunConfig, folder: Path) -> tuple[list[dict[str, float]], str]:
+    """The metrics that were logged, and what `pipeline.health` said on this rank."""
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logger = logging.getLogger("pipeline.health")
+    logger.addHandler(handler)
+    trainer = Trainer(config, folder / "train", here())
+    path = folder / "train" / METRICS
+    try:
+        trainer.fit(JsonlTracker(path, 0) if here().rank == 0 else NullTracker())
+    except UserError as error:
+        said.write(f"stopped: {error}")
+    logger.removeHandler(handler)
+    points = [point.metrics for point in read_points(path)] if here().rank == 0 else []
+    return points, said.getvalue()
+
+
+def fit_each(configs: dict[str, RunConfig], folder: Path) -> dict[str, Any]:
+    return {name: fit(config, folder / name) for name, config in configs.items()}
+
+
+@pytest.fixture(scope="module")
+def runs(noise_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Of both ranks: a healthy run; one whose tau is pushed into its minimum; the same, to be stopped for it."""
+    common = (
+        "train.log_every_steps=2",
+        "diagnostics={every_steps: 2, reference_samples: 40}",
+        "checkpoint.every_steps=8",
+    )
+    # Reaching the floor from above: the optimizer, not the start, brings tau there.
+    ill = (
+        "temperature={init: 0.0105, minimum: 0.0102, maximum: 1.0, lr: 0.02, drop_below: 0}",
+        "objectives.neuclip={rho: 50, npn: {prototypes: 16}}",
+        "health.tau_at_bound_steps=3",
+    )
+    configs = {
+        "healthy": config_of(noise_corpus, *common, "health.tau_at_bound_steps=3"),
+        "ill": config_of(noise_corpus, *common, *ill),
+        "stopped": config_of(noise_corpus, *common, *ill, "health.stop_on=[tau_at_bound]"),
+    }
+    return run_ranks(2, fit_each, configs, tmp_path_factory.mktemp("health"))
+
+
+def test_a_healthy_run_is_silent_and_measured(runs: list[dict[str, Any]]) -> None:
+    points, said = runs[0]["healthy"]
+    assert said == ""
+    for point in points:
+        assert point["health/warnings"] == 0
+        assert point["train/skipped_steps"] == 0
+        assert math.isfinite(point["train/tau_grad"])
+        assert 0 < point["train/alignment"] <= 4
+        assert -8 <= point["train/uniformity_image"] < 0
+        assert -8 <= point["train/uniformity_text"] < 0
+    for group in ("decay", "no_decay", "temperature"):
+        assert len({point[f"train/parameter_norm_{group}"] for point in points}) == len(points) == 4
+
+
+def test_a_tau_at_its_bound_is_in_the_log_and_in_the_metrics(runs: list[dict[str, Any]]) -> None:
+    points, said = runs[0]["ill"]
+    lines = [line for line in said.splitlines() if "train/tau " in line]
+    assert len(lines) == 1
+    assert "temperature.minimum=0.0102 for 3 steps" in lines[0]
+    assert "objectives.neuclip.rho=50 is too large" in lines[0]
+    assert sum(point["health/warnings"] for point in points) == len(said.splitlines())
+    assert all(point["train/tau_grad"] > 0 for point in points)  # descent keeps pushing tau down
+    assert runs[1]["ill"][1] == ""  # one rank speaks
+
+
+def test_a_stop_by_choice_is_every_ranks_and_comes_before_the_checkpoint(
+    runs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    said = [result["stopped"][1] for result in runs]
+    assert said[0] == said[1]
+    assert "health.stop_on has tau_at_bound" in said[0]
+    assert len(runs[0]["stopped"][0]) < len(runs[0]["ill"][0])

@@ -1,0 +1,195 @@
+"""Every warning has a run that deserves it and one that does not; each is said once per episode, in one line."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.loader import load_recipe
+from pipeline.data.loader import Batch
+from pipeline.engine.engine import StepOutput
+from pipeline.errors import UserError
+from pipeline.health import Health
+from pipeline.objectives import Features, ObjectiveOutput
+from pipeline.tracking.metrics import MetricBuffer
+
+WELL = {
+    "train/loss": 1.0,
+    "train/grad_norm": 1.0,
+    "train/tau": 0.05,
+    "train/tau_grad": 3.0,
+    "train/skipped_steps": 0.0,
+    "train/lr": 1e-3,
+    "train/lr_temperature": 1e-4,
+}
+BATCH = Batch(torch.empty(0), torch.empty(0), torch.arange(4), Counter())
+EMPTY = Features(torch.empty(0), torch.empty(0))
+
+
+class FakeRun:
+    """A Health callback under a trainer without a model."""
+
+    def __init__(self, *overrides: str, rho: float | None = 5.0, rank: int = 0) -> None:
+        self.health = Health(load_recipe("demo", list(overrides)), ["decay", "no_decay", "temperature"], rho)
+        self.trainer: Any = SimpleNamespace(
+            progress=SimpleNamespace(step=0), metrics=MetricBuffer(), world=SimpleNamespace(rank=rank)
+        )
+
+    def step(self, **metrics: float) -> None:
+        """One step, well but for `metrics`; names with `__` for `/`."""
+        changed = {name.replace("__", "/"): value for name, value in metrics.items()}
+        self.trainer.progress.step += 1
+        output = StepOutput(EMPTY, torch.tensor([0.05]), ObjectiveOutput(torch.tensor(1.0)), {**WELL, **changed})
+        self.health.before_step(self.trainer)
+        self.health.after_step(self.trainer, BATCH, output)
+
+    def warnings(self) -> float:
+        return self.trainer.metrics.flush()["health/warnings"]
+
+
+# symptom: (overrides, steps without it, steps of which the last one complains, what the line says)
+ILLNESSES: dict[str, tuple[list[str], list[dict[str, float]], list[dict[str, float]], list[str]]] = {
+    "tau_at_bound": (
+        ["health.tau_at_bound_steps=3", "temperature.minimum=0.02"],
+        [{"train__tau": 0.02}, {"train__tau": 0.02}, {"train__tau": 0.03}, {"train__tau": 0.02}, {"train__tau": 0.02}],
+        [{"train__tau": 0.02 * (1 + 1e-7)}],
+        ["temperature.minimum=0.02", "tau_at_bound_steps=3", "objectives.neuclip.rho=5 is too large", "lower it"],
+    ),
+    "skipped_steps": (
+        ["health.skipped_steps=3", "train.precision=fp16"],
+        [{"train__skipped_steps": 1.0, "train__grad_norm": math.inf}] * 2 + [{}],
+        [{"train__skipped_steps": 1.0, "train__grad_norm": math.inf}] * 3,
+        ["3 updates in a row", "health.skipped_steps=3", "train.precision=bf16"],
+    ),
+    "frozen_group": (
+        [],
+        [{"train__parameter_norm_no_decay": 2.0}, {}, {"train__parameter_norm_no_decay": 2.0 + 1e-12}],
+        [{}, {"train__parameter_norm_no_decay": 2.0 + 1e-12}],
+        ["'no_decay' is frozen", "learning rate of 0.001", "detach"],
+    ),
+    "normalizer_error": (
+        ["health.normalizer_error_factor=5", "health.normalizer_error_floor=2"],
+        # 1.9 is 19 times the lowest and below the floor; a single outlier is not the median
+        [{"npn__log_normalizer_mse": value} for value in (9.0, 0.1, 0.1, 1.9, 1.9, 50.0, 1.9)],
+        [{"npn__log_normalizer_mse": 3.0}],
+        ["npn/log_normalizer_mse 3 ", "normalizer_error_factor=5", "lowest so far, 0.1", "inner steps"],
+    ),
+    "feature_collapse": (
+        ["health.uniformity_maximum=-0.01", "optimizer.warmup_steps=2"],
+        [
+            {"train__uniformity_image": 0.0, "train__uniformity_text": 0.0},  # fresh towers, in the warm-up
+            {"train__uniformity_image": 0.0, "train__uniformity_text": -0.02},
+            {"train__uniformity_image": -0.02, "train__uniformity_text": -2.0},
+        ],
+        [{"train__uniformity_image": -2.0, "train__uniformity_text": -0.001}],
+        ["train/uniformity_text -0.001", "uniformity_maximum=-0.01", "collapsed"],
+    ),
+    "prototype_collapse": (
+        ["health.spread_ratio_minimum=0.2"],
+        [{"npn__spread_ratio": 0.2}, {}],
+        [{"npn__spread_ratio": 0.1}],
+        ["npn/spread_ratio 0.1", "spread_ratio_minimum=0.2", "restart_every"],
+    ),
+}
+
+
+@pytest.mark.parametrize("symptom", ILLNESSES)
+def test_a_symptom_is_warned_of_once_per_episode(symptom: str, caplog: pytest.LogCaptureFixture) -> None:
+    overrides, well, ill, parts = ILLNESSES[symptom]
+    run = FakeRun(*overrides, "health.stop_on=[]")
+    with caplog.at_level(logging.WARNING, logger="pipeline.health"):
+        for metrics in [*well, *ill[:-1]]:
+            run.step(**metrics)
+        assert caplog.records == []
+        assert run.warnings() == 0
+        for _ in range(4):  # it goes on
+            run.step(**ill[-1])
+        assert run.warnings() == 1
+        (record,) = caplog.records
+        message = record.getMessage()
+        assert message.startswith(f"step {len(well) + len(ill)}: ")
+        assert "\n" not in message
+        for part in parts:
+            assert part in message
+
+
+@pytest.mark.parametrize("symptom", ILLNESSES)
+def test_a_symptom_stops_the_run_by_choice(symptom: str) -> None:
+    overrides, well, ill, parts = ILLNESSES[symptom]
+    run = FakeRun(*overrides, f"health.stop_on=[{symptom}]", rank=1)
+    for metrics in [*well, *ill[:-1]]:
+        run.step(**metrics)
+    with pytest.raises(UserError, match=f"health.stop_on has {symptom}") as caught:
+        run.step(**ill[-1])
+    assert parts[0] in str(caught.value)
+
+
+def test_a_second_episode_is_warned_of_again(caplog: pytest.LogCaptureFixture) -> None:
+    run = FakeRun()
+    for ratio in (0.01, 0.01, 0.5, 0.01):
+        run.step(npn__spread_ratio=ratio)
+        run.step()  # not measured: neither the end of an episode nor a new one
+    assert run.warnings() == 2
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["step 1", "step 7"]
+
+
+def test_only_the_first_rank_speaks_and_all_count(caplog: pytest.LogCaptureFixture) -> None:
+    run = FakeRun(rank=1)
+    run.step(npn__spread_ratio=0.01)
+    assert caplog.records == []
+    assert run.warnings() == 1
+
+
+@pytest.mark.parametrize(
+    ("tau", "rho", "advice"),
+    [
+        (
+            1.0,
+            5.0,
+            "temperature.maximum=1 .*rho=5 is too small for this corpus: raise it, or raise temperature.maximum",
+        ),
+        (0.01, None, "temperature.minimum=0.01 .*: lower temperature.minimum, or lower temperature.lr"),
+    ],
+)
+def test_the_advice_fits_the_bound_and_the_objective(tau: float, rho: float | None, advice: str) -> None:
+    run = FakeRun("health.tau_at_bound_steps=1", "health.stop_on=[tau_at_bound]", rho=rho)
+    with pytest.raises(UserError, match=advice):
+        run.step(train__tau=tau)
+
+
+def test_a_tau_that_the_objective_leaves_alone_may_stay_anywhere(caplog: pytest.LogCaptureFixture) -> None:
+    run = FakeRun("health.tau_at_bound_steps=1", "temperature.init=0.01")
+    for tau in (0.01, 0.01, 0.05, 0.05):
+        run.step(train__tau=tau, train__tau_grad=0.0, train__parameter_norm_temperature=1 / tau)
+    assert caplog.records == []
+
+
+def test_a_group_may_rest_where_it_is_held(caplog: pytest.LogCaptureFixture) -> None:
+    run = FakeRun("temperature.minimum=0.02")
+    for _ in range(3):
+        run.step(train__tau=0.02, train__parameter_norm_temperature=3.9)  # by the bound
+        run.step(train__lr=0.0, train__parameter_norm_decay=7.0)  # by its learning rate
+    assert caplog.records == []
+    for _ in range(2):
+        run.step(train__parameter_norm_temperature=2.0)
+    assert "'temperature' is frozen" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["train__loss", "train__grad_norm", "train__tau"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_is_not_finite_stops_the_run(name: str, value: float, precision: str) -> None:
+    run = FakeRun(f"train.precision={precision}")
+    with pytest.raises(UserError, match=f"{name.replace('__', '/')} is {value}"):
+        run.step(**{name: value})
+
+
+def test_outside_fp16_a_skipped_step_is_no_excuse() -> None:
+    with pytest.raises(UserError, match="grad_norm is inf"):
+        FakeRun("train.precision=bf16").step(train__grad_norm=math.inf, train__skipped_steps=1.0)
