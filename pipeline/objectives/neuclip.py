@@ -90,7 +90,7 @@ class NeuCLIP(Objective):
                 "npn/alpha_mean": alpha.mean(),
                 **_quantiles((r - alpha).exp()),
                 "npn/ratio_clipped": (excess > 0).sum(),
-                "npn/restarts": loss.new_tensor(self.npn.restarts),
+                "npn/restarts": loss.new_tensor(self.npn.restarts.count),
                 "npn/seconds": all_reduce(loss.new_tensor(npn_seconds), "max"),
             }
         return ObjectiveOutput(

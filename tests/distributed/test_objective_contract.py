@@ -15,6 +15,7 @@ from pipeline.collectives import all_gather, all_gather_slices, all_reduce, coun
 from pipeline.distributed import rank, world_size
 from pipeline.objectives import REGISTRY, Features, build_objective
 from tests.distributed.launch import run_ranks
+from tests.distributed.neuclip_variants import VARIANTS as NEUCLIP_VARIANTS
 
 SAMPLES, GLOBAL_BATCH, DIM, STEPS, MIDDLE = 40, 8, 16, 8, 4
 
@@ -33,6 +34,7 @@ VARIANTS = {
         "neuclip",
         {"npn": {**OPTIONS["neuclip"]["npn"], "alpha_gradient": "through"}},
     ),
+    **NEUCLIP_VARIANTS,
     "neuclip, fewer prototypes than ranks": ("neuclip", {"npn": {"prototypes": 3, "restart_every": 2}}),
     "amorlip, lambda from the EMA copy": (
         "amorlip",

@@ -28,10 +28,7 @@ def embeddings(seed, count, dim=6, dtype=torch.float32):
 
 def build(dim=6, seed=0, dtype=torch.float32, ratio_bound=1e3, **config):
     npn = NormalizerPredictionNetwork(LogNormalizerConfig(**config), EPS, ratio_bound)
-    npn.prepare(torch.device("cpu"), dim, seed)
-    npn.prototypes = npn.prototypes.to(dtype)
-    npn.squares = npn.squares.to(dtype)
-    npn.ring = npn.ring.to(dtype)
+    npn.prepare(torch.device("cpu"), dim, seed, dtype)
     return npn
 
 
@@ -39,16 +36,29 @@ def anchors_of(batch, tau):
     return Anchors(batch, (batch[0] * batch[1]).sum(-1), torch.tensor([tau], dtype=batch.dtype))
 
 
-def autograd_alpha(weights, anchors):
-    """The formula as written, in torch's autograd."""
+def squares(npn):
+    return npn.optimizer_state["prototypes"]["squares"]
+
+
+def started(batch, **config):
+    """A network that has restarted from a batch and will not again in its first step."""
+    npn = build(dtype=batch.dtype, **config)
+    npn.observe(batch)
+    npn.steps = 1
+    return npn
+
+
+def autograd_alpha(weights, anchors, log_masses=None):
+    """The formula as written, in torch's autograd. log_masses: (2, M), else uniform."""
     cosine = torch.stack([anchors.embeddings[s] @ F.normalize(weights[s], dim=-1).T for s in (0, 1)])
     z = (cosine - anchors.positive[:, None]) / anchors.tau
-    log_q = torch.logsumexp(z, dim=-1) - math.log(weights.shape[1])
+    uniform = torch.full(weights.shape[:2], -math.log(weights.shape[1]), dtype=weights.dtype)
+    log_q = torch.logsumexp(z + (uniform if log_masses is None else log_masses)[:, None], dim=-1)
     return torch.logaddexp(log_q, torch.full_like(log_q, math.log(EPS)))
 
 
-def autograd_loss(weights, anchors, r):
-    alpha = autograd_alpha(weights, anchors)
+def autograd_loss(weights, anchors, r, log_masses=None):
+    alpha = autograd_alpha(weights, anchors, log_masses)
     return (anchors.tau * (torch.exp(r - alpha) + alpha - 1).mean(dim=1)).sum()
 
 
@@ -60,36 +70,58 @@ def autograd_loss(weights, anchors, r):
     seed=st.integers(0, 9999),
 )
 def test_closed_form_gradient_equals_autograd(count, prototypes, tau, seed):
-    npn = build(prototypes=prototypes, dtype=torch.float64, ratio_bound=1e30)
+    npn = build(prototypes=prototypes, dtype=torch.float64, ratio_bound=1e30, inner_steps=1)
     npn.prototypes = 3 * torch.randn_like(npn.prototypes)
     anchors = anchors_of(embeddings(seed, count, dtype=torch.float64), tau)
     # Targets around the prediction: the size of exp(r - alpha) is not what is tested here.
     r = npn.alpha(anchors) + torch.randn(2, count, dtype=torch.float64)
     weights = npn.prototypes.clone().requires_grad_()
     autograd_loss(weights, anchors, r).backward()
-    ours = npn.gradient(anchors, r)
-    torch.testing.assert_close(ours, weights.grad, rtol=1e-7, atol=1e-10)
+    gradients = []
+
+    def remember(parameter, gradient, state, scratch):
+        gradients.append(gradient.clone())
+
+    npn.optimizer.descend = remember
+    npn.step(anchors, r)
+    torch.testing.assert_close(torch.stack(gradients), weights.grad, rtol=1e-7, atol=1e-10)
 
 
-def test_steps_equal_torch_adagrad_on_autograd():
-    npn = build(prototypes=8, inner_steps=4, lr=0.05, dtype=torch.float64)
-    weights = optimizer = None
+OPTIMIZERS = {
+    "adagrad": (torch.optim.Adagrad, {"eps": 1e-10}, {}),
+    "adagrad with a first sum": (
+        torch.optim.Adagrad,
+        {"eps": 1e-10, "initial_accumulator_value": 0.01},
+        {"accumulator_init": 0.01},
+    ),
+    "adam": (torch.optim.Adam, {}, {"optimizer": "adam"}),
+}
+
+
+@pytest.mark.parametrize("masses", ["uniform", "learned"])
+@pytest.mark.parametrize("case", OPTIMIZERS)
+def test_steps_equal_a_torch_optimizer_on_autograd(case, masses):
+    build_theirs, their_options, our_options = OPTIMIZERS[case]
+    npn = started(
+        embeddings(0, 10, dtype=torch.float64), prototypes=8, inner_steps=4, lr=0.05, masses=masses, **our_options
+    )
+    weights = npn.prototypes.clone().requires_grad_()
+    log_masses = npn.log_masses.squeeze(-1).clone().requires_grad_(masses == "learned")
+    optimizer = build_theirs([weights] + [log_masses] * (masses == "learned"), lr=0.05, **their_options)
     for step in range(3):
         batch = embeddings(step, 10, dtype=torch.float64)
         anchors, r = anchors_of(batch, 0.1), torch.randn(2, 10, dtype=torch.float64) - 3
         npn.observe(batch)
-        if step == 0:
-            npn.restart()
-            weights = npn.prototypes.clone().requires_grad_()
-            optimizer = torch.optim.Adagrad([weights], lr=0.05, eps=1e-10)
-            npn.steps = 1
         npn.step(anchors, r)
         for _ in range(4):
             optimizer.zero_grad()
-            autograd_loss(weights, anchors, r).backward()
+            autograd_loss(weights, anchors, r, log_masses).backward()
             optimizer.step()
         torch.testing.assert_close(npn.prototypes, weights.detach(), rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(npn.squares, optimizer.state[weights]["sum"])
+        torch.testing.assert_close(npn.log_masses.squeeze(-1), log_masses.detach(), rtol=1e-7, atol=1e-9)
+    assert (npn.log_masses.std() > 0) == (masses == "learned")
+    their_squares = optimizer.state[weights]["sum" if "adagrad" in case else "exp_avg_sq"]
+    torch.testing.assert_close(squares(npn), their_squares)
 
 
 def test_blocks_of_prototypes_change_nothing(monkeypatch):
@@ -98,23 +130,20 @@ def test_blocks_of_prototypes_change_nothing(monkeypatch):
     results = []
     for block_floats in (2**17, 18):  # all 8 prototypes at once; 3, 3 and 2
         monkeypatch.setattr(sharded_softmax, "CPU_BLOCK_FLOATS", block_floats)
-        npn = build(prototypes=8, inner_steps=3, dtype=torch.float64)
-        npn.observe(batch)
-        npn.restart()
-        npn.steps = 1
+        npn = started(batch, prototypes=8, inner_steps=3, masses="learned")
         after = npn.step(anchors, r)
         torch.testing.assert_close(after, npn.alpha(anchors))  # what step returns is of the updated prototypes
-        results.append((npn.prototypes, npn.squares, after, *npn.derivatives(anchors)))
+        results.append((npn.prototypes, npn.log_masses, squares(npn), after, *npn.derivatives(anchors)))
     for whole, blocked in zip(*results, strict=True):
         torch.testing.assert_close(blocked, whole, rtol=1e-6, atol=1e-8)
 
 
 def test_derivatives_of_alpha_equal_autograd():
     npn = build(prototypes=8, dtype=torch.float64)
-    npn.prototypes = torch.randn_like(npn.prototypes)
+    npn.prototypes, npn.log_masses = torch.randn_like(npn.prototypes), torch.randn_like(npn.log_masses)
     batch = embeddings(1, 5, dtype=torch.float64)
     leaves = [tensor.requires_grad_() for tensor in anchors_of(batch, 0.1)]
-    alpha = autograd_alpha(npn.prototypes, Anchors(*leaves))
+    alpha = autograd_alpha(npn.prototypes, Anchors(*leaves), npn.log_masses.squeeze(-1))
     with torch.no_grad():
         ours = npn.derivatives(Anchors(*leaves))
     by_embedding, by_positive, by_tau = torch.autograd.grad(alpha.sum(), leaves)
@@ -165,9 +194,9 @@ def test_the_ring_holds_the_last_embeddings(capacity, counts):
         batch = embeddings(number, count, dim=3)
         npn.observe(batch)
         last.extend(batch.transpose(0, 1))
-    held = npn.ring[:, : len(last)].transpose(0, 1)
+    held = npn.ring.embeddings[:, : len(last)].transpose(0, 1)
     assert sorted(map(str, held.tolist())) == sorted(str(row.tolist()) for row in last)
-    assert npn.samples_seen == sum(counts)
+    assert npn.ring.samples_seen == sum(counts)
 
 
 def test_restarts_take_every_embedding_equally_often():
@@ -182,7 +211,7 @@ def test_restarts_take_every_embedding_equally_often():
     npn.restart()
     for side in (0, 1):
         ours = sorted(map(str, npn.prototypes[side].tolist()))
-        assert ours == sorted(map(str, npn.ring[1 - side].tolist()))
+        assert ours == sorted(map(str, npn.ring.embeddings[1 - side].tolist()))
 
 
 def test_restarts_are_seeded_and_differ_from_one_another():
@@ -204,11 +233,11 @@ def test_restarts_come_when_due_and_reset_adagrad(every, expected):
     restarted = []
     for step in range(8):
         batch = embeddings(step, 4)
+        count, before = npn.restarts.count, squares(npn).clone()
         npn.observe(batch)
-        count, squares = npn.restarts, npn.squares.clone()
         npn.step(anchors_of(batch, 0.1), torch.zeros(2, 4) - 2)
-        grown = bool((npn.squares >= squares).all())  # AdaGrad's sums only ever grow, but for a reset
-        if npn.restarts != count:
+        grown = bool((squares(npn) >= before).all())  # AdaGrad's sums only ever grow, but for a reset
+        if npn.restarts.count != count:
             restarted.append(step)
             assert step == 0 or not grown
         else:
@@ -216,14 +245,38 @@ def test_restarts_come_when_due_and_reset_adagrad(every, expected):
     assert restarted == expected
 
 
-def test_state_round_trip_continues_the_same_trajectory():
+def test_warmup_restarts_come_as_the_ring_fills():
+    """After 4, 8, 16 and all of 20 embeddings, besides those of the schedule; no more once it is full."""
+    npn = build(prototypes=20, restart_every=9, warmup_restarts=True)
+    restarted = []
+    for step in range(12):
+        count = npn.restarts.count
+        npn.observe(embeddings(step, 4))
+        npn.steps += 1
+        if npn.restarts.count != count:
+            restarted.append(step)
+    assert restarted == [0, 1, 3, 4, 9]
+    rows = {str(row.tolist()) for row in npn.prototypes[0]}
+    assert len(rows) == 20  # no copies
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"masses": "learned", "optimizer": "adam"},
+        {"masses": "learned", "accumulator_init": 1e-4, "warmup_restarts": True},
+    ],
+    ids=str,
+)
+def test_state_round_trip_continues_the_same_trajectory(options):
     def advance(npn, steps):
         for step in steps:
             batch = embeddings(step, 4)
             npn.observe(batch)
             npn.step(anchors_of(batch, 0.1), torch.full((2, 4), -2.0))
 
-    config = {"prototypes": 7, "restart_every": 3, "inner_steps": 2}
+    config = {"prototypes": 20, "restart_every": 3, "inner_steps": 2, **options}
     whole = build(**config)
     advance(whole, range(8))
     first, second = build(**config), build(**config)
@@ -239,12 +292,17 @@ def test_state_round_trip_continues_the_same_trajectory():
 @pytest.mark.parametrize(("prototypes", "dim"), [(8, 6), (7, 5)])
 def test_a_state_of_another_size_is_refused(prototypes, dim):
     state = build(prototypes=7).state_dict()
-    with pytest.raises(UserError, match=r"\(7, 6\), this run's config \(\d, \d\): set objectives.neuclip"):
+    with pytest.raises(UserError, match=r"\(7, 6, 7\), this run's config \(\d, \d, \d\): set objectives.neuclip"):
         build(prototypes=prototypes, dim=dim).load_state_dict(state)
+
+
+def test_a_state_without_what_the_options_need_is_refused():
+    with pytest.raises(UserError, match=r"lacks log_masses.squares: set objectives\.neuclip\.npn"):
+        build(prototypes=7, masses="learned").load_state_dict(build(prototypes=7).state_dict())
 
 
 def test_no_cast_of_a_surrounding_module_reaches_the_state():
     npn = build(prototypes=4)
     torch.nn.Sequential(npn).bfloat16()
-    assert npn.prototypes.dtype == npn.ring.dtype == torch.float32
+    assert npn.prototypes.dtype == npn.ring.embeddings.dtype == torch.float32
     assert not list(npn.parameters())

@@ -63,6 +63,7 @@ def build(rows=8, dim=6, prototypes=12, **npn):
     """An objective in evaluation mode whose NPN holds random float64 prototypes."""
     objective = build_objective("neuclip", {"rho": RHO, "eps": EPS, "npn": {"prototypes": prototypes, **npn}})
     objective.prepare(torch.device("cpu"), dim, rows, seed=0)
+    objective.npn.prepare(torch.device("cpu"), dim, seed=0, dtype=torch.float64)
     objective.npn.prototypes = 1.7 * torch.stack([unit_rows(70, prototypes, dim), unit_rows(71, prototypes, dim)])
     return objective.eval()
 
@@ -220,7 +221,9 @@ def test_any_shape_and_temperature(rows, dim, prototypes, tau, seed):
 def test_bf16_autocast_does_not_reach_the_loss():
     e1, e2 = (unit_rows(seed, 8, 6, torch.float32) for seed in (1, 2))
     objective = build()
-    objective.npn.prototypes = objective.npn.prototypes.float()
+    objective.npn.prototypes, objective.npn.log_masses = (
+        tensor.float() for tensor in (objective.npn.prototypes, objective.npn.log_masses)
+    )
     plain, plain_gradients = run(objective, e1, e2, 0.05)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast, cast_gradients = run(objective, e1, e2, 0.05)

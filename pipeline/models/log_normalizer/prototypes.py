@@ -23,99 +23,73 @@ from pipeline.collectives import all_gather_slices, all_reduce, own_slice
 from pipeline.errors import UserError
 from pipeline.models.log_normalizer.anchors import AlphaDerivatives, Anchors
 from pipeline.models.log_normalizer.config import LogNormalizerConfig
-from pipeline.models.log_normalizer.sharded_softmax import ShardedSoftmax
-
-ADAGRAD_EPS = 1e-10  # torch.optim.Adagrad's
+from pipeline.models.log_normalizer.inner_optimizers import State, build_optimizer
+from pipeline.models.log_normalizer.restarts import Restarts
+from pipeline.models.log_normalizer.ring import EmbeddingRing
+from pipeline.models.log_normalizer.sharded_softmax import Block, ShardedSoftmax
 
 
 class NormalizerPredictionNetwork(nn.Module):
-    """W1, W2 with their own closed-form AdaGrad, restarts from a ring buffer, and a world-size-free state.
+    """W1, W2 with their own closed-form optimizer, restarts from a ring buffer, and a world-size-free state.
 
     All methods are collective and without autograd. The state is plain tensors, not parameters or buffers, so
     that no cast or sharding of the towers reaches it; `state_dict()` gathers it, every rank must call it.
+
+    prototypes: (2, m, D). log_masses: (2, m, 1), -log M unless they are learned. optimizer_state: by parameter.
     """
 
     def __init__(self, config: LogNormalizerConfig, eps: float, ratio_bound: float) -> None:
         """eps: of the normalizer. ratio_bound: cap of exp(r - alpha) in the inner steps."""
         super().__init__()
         self.config = config
+        self.optimizer = build_optimizer(config)
         self.log_eps = math.log(eps)
         self.log_ratio_bound = math.log(ratio_bound)
 
-    def prepare(self, device: torch.device, embed_dim: int, seed: int) -> None:
+    def prepare(self, device: torch.device, embed_dim: int, seed: int, dtype: torch.dtype = torch.float32) -> None:
         """Allocate. seed: of the restarts."""
         total = self.config.prototypes
         self.own = own_slice(total)
-        self.seed = seed
-        self.prototypes = torch.zeros(2, self.own.stop - self.own.start, embed_dim, device=device)
-        self.squares = torch.zeros_like(self.prototypes)  # AdaGrad's sum of squared gradients
-        self.ring = torch.zeros(2, total, embed_dim, device=device)  # images, texts; the same on every rank
-        self.samples_seen = self.steps = self.restarts = 0
+        self.ring = EmbeddingRing(total, embed_dim, device, dtype)
+        self.restarts = Restarts(self.config, seed)
+        self.steps = 0
+        self._renew(torch.zeros(2, self.own.stop - self.own.start, embed_dim, device=device, dtype=dtype))
 
     def observe(self, embeddings: Tensor) -> None:
-        """Write a global batch (2, G, D), images then texts, into the ring buffer of the last M embeddings.
+        """Take a global batch (2, G, D), images then texts, into the ring buffer, and restart from it if due."""
+        self.ring.write(embeddings)
+        if self.restarts.due(self.steps, self.ring):
+            self.restart()
 
-        The order must not depend on the world size, or restarts would.
-        """
-        capacity, count = self.ring.shape[1], embeddings.shape[1]
-        kept = embeddings[:, max(0, count - capacity) :]
-        first = self.samples_seen + count - kept.shape[1]
-        places = torch.arange(first, first + kept.shape[1], device=self.ring.device) % capacity
-        self.ring[:, places] = kept
-        self.samples_seen += count
+    def restart(self) -> None:
+        """Prototypes from random embeddings of the ring buffer, the optimizer's state as at the start."""
+        chosen = self.restarts.draw(self.ring)[self.own].to(self.ring.embeddings.device)
+        self._renew(self.ring.embeddings[:, chosen].flip(0))
 
     def step(self, anchors: Anchors, log_target: Tensor) -> Tensor:
-        """One training step of the NPN: restart if due, then `inner_steps` AdaGrad steps.
+        """The `inner_steps` of one training step, anchors held fixed.
 
         log_target: r = log(eps + g), (2, G), from the global batch. Returns alpha (2, G) after them.
         """
-        every = self.config.restart_every
-        if self.steps == 0 or (every and self.steps % every == 0):
-            self.restart()
         softmax = self._softmax(anchors)
-        squares = [self.squares[block.side, block.rows] for block in softmax.blocks]
+        states = [self._views(self.optimizer_state, block) for block in softmax.blocks]
         alpha = softmax.alpha(self.log_eps)
         for _ in range(self.config.inner_steps):
             weighted = softmax.weighted(alpha, self._slope(alpha, log_target))
-            for (block, weights), sums in zip(weighted, squares, strict=True):
+            for (block, weights), state in zip(weighted, states, strict=True):
+                if self.config.masses == "learned":
+                    gradient = weights.sum(1, keepdim=True).mul_(anchors.tau)
+                    self.optimizer.descend(block.log_masses, gradient, state["log_masses"], torch.empty_like(gradient))
                 gradient = block.tangent_gradient(weights)
-                root = torch.sqrt(sums.addcmul_(gradient, gradient), out=block.scratch).add_(ADAGRAD_EPS)
-                block.prototypes.addcdiv_(gradient, root, value=-self.config.lr)
+                self.optimizer.descend(block.prototypes, gradient, state["prototypes"], block.scratch)
                 block.evaluate()
             alpha = softmax.alpha(self.log_eps)
         self.steps += 1
         return alpha
 
-    def restart(self) -> None:
-        """Prototypes from random embeddings of the ring buffer, AdaGrad's state to zero.
-
-        While the ring holds n < M embeddings each is taken floor(M/n) or ceil(M/n) times. The draw is a
-        function of (seed, number of restarts): the same whatever the world size.
-        """
-        total, held = self.ring.shape[1], min(self.samples_seen, self.ring.shape[1])
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.restarts) % 2**63)
-        draw = torch.randperm(held, generator=generator).repeat(-(-total // held))[:total]
-        chosen = draw[self.own].to(self.ring.device)
-        self.prototypes = self.ring[:, chosen].flip(0)
-        self.squares = torch.zeros_like(self.prototypes)
-        self.restarts += 1
-
     def alpha(self, anchors: Anchors) -> Tensor:
         """(2, G)."""
         return self._softmax(anchors).alpha(self.log_eps)
-
-    def gradient(self, anchors: Anchors, log_target: Tensor) -> Tensor:
-        """dL/dW of this rank's prototypes, (2, m, D), for L = tau mean_i [exp(r - alpha) + alpha - 1].
-
-        Closed form, two matrix products per side: with dL/dalpha = (tau/G) (1 - exp(r - alpha)),
-        dL/dW_hat = p (dL/dalpha * e) / tau, projected onto the tangent of the unit sphere at W_hat and divided by |W|.
-        """
-        softmax = self._softmax(anchors)
-        alpha = softmax.alpha(self.log_eps)
-        gradient = torch.empty_like(self.prototypes)
-        for block, weights in softmax.weighted(alpha, self._slope(alpha, log_target)):
-            gradient[block.side, block.rows] = block.tangent_gradient(weights)
-        return gradient
 
     def derivatives(self, anchors: Anchors) -> AlphaDerivatives:
         """Of alpha, for every anchor: sums over all prototypes, one all-reduce of 2*G*(D+2) floats."""
@@ -131,10 +105,58 @@ class NormalizerPredictionNetwork(nn.Module):
         sums = all_reduce(sums, "sum") / anchors.tau
         return AlphaDerivatives(sums[..., :-2], -sums[..., -2], -sums[..., -1])
 
-    @property
-    def log_masses(self) -> Tensor:
-        """(2, m): each prototype weighs 1/M."""
-        return self.prototypes.new_full(self.prototypes.shape[:2], -math.log(self.config.prototypes))
+    def get_extra_state(self) -> dict[str, Any]:
+        """The whole state, gathered; collective. prototypes, log_masses and the optimizer's: (2, M, ...)."""
+        gathered = {name: self._gather(part) for name, part in self._sharded().items()}
+        return {**gathered, **self.ring.state(), **self.restarts.state(), "steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take this rank's part of a state saved at any world size, after `prepare`.
+
+        Raises UserError when the options or the embedding dimension are not those it was saved with.
+        """
+        self._refuse_another_shape(state)
+        for name, part in self._sharded().items():
+            part.copy_(state[name][:, self.own])
+        self.ring.load(state)
+        self.restarts.load(state)
+        self.steps = state["steps"]
+
+    def _renew(self, prototypes: Tensor) -> None:
+        """prototypes: (2, m, D)."""
+        self.prototypes = prototypes
+        self.log_masses = prototypes.new_full((*prototypes.shape[:2], 1), -math.log(self.config.prototypes))
+        self.optimizer_state = {"prototypes": self.optimizer.fresh_state(self.prototypes)}
+        if self.config.masses == "learned":
+            self.optimizer_state["log_masses"] = self.optimizer.fresh_state(self.log_masses)
+
+    @staticmethod
+    def _views(states: dict[str, State], block: Block) -> dict[str, State]:
+        """The rows of a block."""
+        return {
+            parameter: {name: tensor[block.side, block.rows] for name, tensor in state.items()}
+            for parameter, state in states.items()
+        }
+
+    def _sharded(self) -> dict[str, Tensor]:
+        """Every tensor with a row per prototype of this rank."""
+        states = {
+            f"{parameter}.{name}": tensor
+            for parameter, state in self.optimizer_state.items()
+            for name, tensor in state.items()
+        }
+        return {"prototypes": self.prototypes, "log_masses": self.log_masses, **states}
+
+    def _refuse_another_shape(self, state: dict[str, Any]) -> None:
+        saved = (*state["prototypes"].shape[1:], state["ring"].shape[1])
+        wanted = (self.config.prototypes, self.prototypes.shape[2], self.ring.capacity)
+        missing = self._sharded().keys() - state.keys()
+        if saved != wanted or missing:
+            lacks = f", and the checkpoint lacks {', '.join(sorted(missing))}" if missing else ""
+            raise UserError(
+                f"the checkpoint's NPN has (prototypes, embedding dimension, ring) {saved}, this run's config "
+                f"{wanted}{lacks}: set objectives.neuclip.npn and the model as they were, or start a new run"
+            )
 
     def _softmax(self, anchors: Anchors) -> ShardedSoftmax:
         return ShardedSoftmax(self.prototypes, self.log_masses, anchors)
@@ -143,35 +165,6 @@ class NormalizerPredictionNetwork(nn.Module):
         """dL/dalpha / tau, (2, G)."""
         ratio = (log_target - alpha).clamp(max=self.log_ratio_bound).exp()
         return (1 - ratio) / ratio.shape[1]
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The whole state, gathered; collective. prototypes, squares, ring: (2, M, D)."""
-        return {
-            "prototypes": self._gather(self.prototypes),
-            "squares": self._gather(self.squares),
-            "ring": self.ring.clone(),
-            "samples_seen": self.samples_seen,
-            "steps": self.steps,
-            "restarts": self.restarts,
-        }
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take this rank's part of a state saved at any world size, after `prepare`.
-
-        Raises UserError when the number of prototypes or the embedding dimension differ.
-        """
-        if state["ring"].shape != self.ring.shape:
-            saved, wanted = (tuple(ring.shape[1:]) for ring in (state["ring"], self.ring))
-            raise UserError(
-                f"the checkpoint's NPN has (prototypes, embedding dimension) {saved}, this run's config "
-                f"{wanted}: set objectives.neuclip.npn.prototypes and the model as they were, "
-                "or start a new run"
-            )
-        device = self.ring.device
-        self.prototypes = state["prototypes"][:, self.own].to(device, copy=True)
-        self.squares = state["squares"][:, self.own].to(device, copy=True)
-        self.ring = state["ring"].to(device, copy=True)
-        self.samples_seen, self.steps, self.restarts = (state[name] for name in ("samples_seen", "steps", "restarts"))
 
     def _gather(self, part: Tensor) -> Tensor:
         whole = all_gather_slices(part.transpose(0, 1), self.config.prototypes)

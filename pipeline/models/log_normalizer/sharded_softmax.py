@@ -70,7 +70,7 @@ class Block:
 class ShardedSoftmax:
     """The softmax of `anchors` over prototypes that are updated block by block.
 
-    prototypes: (2, m, D), any norm. log_masses: (2, m). Both are read anew by every `Block.evaluate`.
+    prototypes: (2, m, D), any norm. log_masses: (2, m, 1). Both are read anew by every `Block.evaluate`.
     """
 
     def __init__(self, prototypes: Tensor, log_masses: Tensor, anchors: Anchors) -> None:
@@ -88,7 +88,7 @@ class ShardedSoftmax:
                 side=side,
                 rows=rows,
                 prototypes=prototypes[side, rows],
-                log_masses=log_masses[side, rows, None],
+                log_masses=log_masses[side, rows],
                 embeddings=anchors.embeddings[side],
                 tau=anchors.tau,
                 exponentials=exponentials[side, rows],
