@@ -87,7 +87,7 @@ class AmorLIP(Objective):
             ratio = slope * (1 + excess)
             loss = tau.squeeze() * (ratio.sum(dim=0).mean() + config.rho) - 2 * batch.positive.mean()
 
-            # L is tau mean_i sum_s exp(h-part + s_ii/tau - log lambda) - 2 mean_i s_ii: the part through h, then s_ii.
+            # log Z = s_ii/tau + log_sum, and log_sum depends on the features through h alone: its part, then s_ii's.
             log_weight = log_slope - log_sum + tau.log() - math.log(batch.size)
             feature_grad = feature_gradient(batch, tau, log_g, log_weight)
             by_positive = (slope.sum(dim=0) - 2)[own, None] / batch.size
