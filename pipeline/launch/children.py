@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from pipeline.launch.stop_signal import held
 from pipeline.processes import die_with_parent
 
 END_SECONDS = 30  # for a child to end by itself: a trainer finishes its step and saves
@@ -18,14 +19,15 @@ END_SECONDS = 30  # for a child to end by itself: a trainer finishes its step an
 
 def start(command: Sequence[str], log: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a command that writes to `log` and dies with this process, however that dies."""
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=dict(environment),
-        preexec_fn=partial(die_with_parent, os.getpid()),
-    )
+    with held():
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            preexec_fn=partial(die_with_parent, os.getpid()),
+        )
 
 
 def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

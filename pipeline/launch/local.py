@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from pipeline.launch.outcome import stage_artifacts, stage_metrics
 from pipeline.launch.paths import RunPaths
 from pipeline.launch.plan import freeze
 from pipeline.launch.stages import Stage, build_stages
+from pipeline.launch.stop_signal import ended_by_signal, held
 from pipeline.locks import exclusive
 from pipeline.tracking.run_tree import RunTree
 
@@ -44,7 +44,7 @@ def run(config: RunConfig, run_dir: Path, jobs: int) -> tuple[RunPaths, bool]:
 
     jobs: elements of a stage that run at once. Raises UserError with the failed command's own message.
     """
-    with exclusive(run_dir / ".lock", str(run_dir)), _ended_by_signal():
+    with exclusive(run_dir / ".lock", str(run_dir)), ended_by_signal():
         paths = freeze(config, run_dir)
         stages = build_stages(paths)
         missing = any(_todo(paths, stage) for stage in stages)
@@ -93,7 +93,8 @@ def _run_elements(
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_start(paths, stage, waiting.pop()))
+                with held():  # until the child is among those that `end` ends
+                    running.append(_start(paths, stage, waiting.pop()))
             time.sleep(POLL_SECONDS)
             display.update(stage.name, last_line(running[-1].log))
             ended = [e for e in running if e.process.poll() is not None]
@@ -138,24 +139,3 @@ def _failure(paths: RunPaths, stage: Stage, element: _Element) -> str:
         + "\n  ".join(said)
         + f"\nFull log: {element.log}\nMend the cause and run the same command again: what is done stays done."
     )
-
-
-@contextmanager
-def _ended_by_signal() -> Iterator[None]:
-    """SIGTERM and Ctrl-C unwind the stack, so that children are ended and the display is closed."""
-
-    def stop(number: int, frame: object) -> None:
-        raise _Stopped(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except _Stopped as stopped:
-        raise UserError(f"stopped by {stopped}; the same command goes on from here") from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Stopped(BaseException):
-    """Not an Exception: whoever passes over those, as tracking does, must not pass over a stop."""

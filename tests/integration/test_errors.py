@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,19 @@ def test_preflight_speaks_before_anything_is_installed(monkeypatch: pytest.Monke
     assert "only 1.0 GiB are free" in problems(install=True)[0]
     monkeypatch.setattr("sys.version_info", (3, 8, 0))
     assert "this is Python 3.8" in problems(install=True)[0]
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_just_as_a_child_is_forked(tmp_path: Path, asked: signal.Signals) -> None:
+    """The log appears just before the fork, while which Python drops exceptions."""
+    folder = tmp_path / "demo"
+    command = [sys.executable, "-m", "pipeline", "demo", "--workdir", str(folder), "tracking.mlflow=false"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while process.poll() is None and not (folder / "logs/fabricate.0.log").exists():
+            time.sleep(0.001)
+        process.send_signal(asked)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert f"stopped by {asked.name}" in output
+    assert "Traceback" not in output
+    assert not list((folder / "stages").glob("*.json"))

@@ -1,0 +1,49 @@
+"""SIGTERM and Ctrl-C unwind the stack, so that children are ended and the display is closed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.errors import UserError
+
+_received: list[str] = []  # names of signals, while `ended_by_signal` watches
+_held = 0
+
+
+class Stopped(BaseException):
+    """Not an Exception: whoever passes over those, as tracking does, must not pass over a stop."""
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """The first signal inside the block ends it, as a UserError."""
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except Stopped as stopped:
+        raise UserError(f"stopped by {stopped}; the same command goes on from here") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _received.clear()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A signal inside the block takes effect at its end: Python drops an exception that is raised while it forks."""
+    global _held
+    _held += 1
+    try:
+        yield
+    finally:
+        _held -= 1
+    if _received and not _held:
+        raise Stopped(_received[0])
+
+
+def _stop(number: int, frame: object) -> None:
+    _received.append(signal.Signals(number).name)
+    if not _held:
+        raise Stopped(_received[0])
