@@ -68,8 +68,11 @@ class SampleTables:
 
 
 def inner_learning_rate(epoch: int, decay_epochs: float, gamma_min: float) -> float:
-    """gamma: 1 in epoch 0, then a cosine to gamma_min, where it stays from `decay_epochs`; constant in an epoch."""
-    if epoch >= decay_epochs and epoch > 0:
+    """gamma: 1 in epoch 0, then a cosine to gamma_min, where it stays from `decay_epochs`; constant in an epoch.
+
+    decay_epochs > 0.
+    """
+    if epoch >= decay_epochs:
         return gamma_min
     return gamma_min + 0.5 * (1 - gamma_min) * (1 + math.cos(math.pi * epoch / decay_epochs))
 
