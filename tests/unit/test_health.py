@@ -139,6 +139,13 @@ def test_a_second_episode_is_warned_of_again(caplog: pytest.LogCaptureFixture) -
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["step 1", "step 7"]
 
 
+def test_one_lucky_error_is_not_the_lowest(caplog: pytest.LogCaptureFixture) -> None:
+    run = FakeRun("health.normalizer_error_factor=5", "health.normalizer_error_floor=2")
+    for error in (0.5, 0.5, 0.01, 2.4, 2.4):  # 5 times the lowest median is 2.5
+        run.step(npn__log_normalizer_mse=error)
+    assert caplog.records == []
+
+
 def test_only_the_first_rank_speaks_and_all_count(caplog: pytest.LogCaptureFixture) -> None:
     run = FakeRun(rank=1)
     run.step(npn__spread_ratio=0.01)
