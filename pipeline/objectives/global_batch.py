@@ -7,14 +7,15 @@ A loss that depends on the features through h alone is fixed, to first order, by
 Where these are exp(h[s,i,j] + log_weight[s,i]) (every softmax-like loss: InfoNCE, RGCL), a rank can compute
 the exact gradient of the global loss for its own samples, as anchors and as negatives of everybody else's
 anchors, from the gathered features and the gathered log_weight: no feature gradient is sent. Similarities are
-computed in chunks of anchors, so memory is linear in the chunk and never B*G.
+computed in chunks of anchors, so memory is linear in the chunk and never B*G; where a rank's anchors are one
+chunk, the gradient takes over the statistics' similarities instead of computing them again.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -38,10 +39,27 @@ class GlobalBatch:
     embeddings: Tensor
     positive: Tensor
     own: slice
+    _kept: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)  # by side, between two passes
 
     @property
     def size(self) -> int:
         return self.positive.shape[0]
+
+    def similarities(self, side: int, keep: bool) -> Iterator[tuple[Tensor, slice]]:
+        """Chunks of local anchors: s_ij of all opposite j, (C, G), -inf at the positive; the anchors' rows among G.
+
+        keep: leave them as they are, for the next pass; without it they are the caller's to overwrite.
+        """
+        step = max(1, CHUNK_ENTRIES // self.size)
+        for start in range(self.own.start, self.own.stop, step):
+            rows = slice(start, min(start + step, self.own.stop))
+            similarity = self._kept.pop(side, None)
+            if similarity is None:
+                similarity = self.embeddings[side, rows] @ self.embeddings[1 - side].T
+                similarity.diagonal(start).fill_(-torch.inf)
+            if keep and rows == self.own:
+                self._kept[side] = similarity
+            yield similarity, rows
 
 
 class AnchorStatistics(NamedTuple):
@@ -75,13 +93,16 @@ def anchor_statistics(batch: GlobalBatch, tau: Tensor) -> AnchorStatistics:
     local = []
     for side in (0, 1):
         log_sum, mean_h = [], []
-        for similarity, rows, positives in _similarities(batch, side):
-            h = (similarity - batch.positive[rows, None]) / tau[side, rows, None]
-            h[positives] = -torch.inf
-            log_sum.append(h.logsumexp(dim=1))
-            share = (h - log_sum[-1][:, None]).exp_()
-            h[positives] = 0
-            mean_h.append((share * h).sum(dim=1))
+        for similarity, rows in batch.similarities(side, keep=True):
+            # Measured from the nearest negative, below whom no sum overflows; from the positive again at the end.
+            nearest = similarity.amax(dim=1)
+            h = (similarity - nearest[:, None]).div_(tau[side, rows, None])
+            share = h.exp()
+            h.diagonal(rows.start).zero_()  # 0 * -inf is not 0
+            total = share.sum(dim=1)
+            offset = (nearest - batch.positive[rows]) / tau[side, rows]
+            log_sum.append(total.log() + offset)
+            mean_h.append(torch.linalg.vecdot(share, h) / total + offset)
         local += [torch.cat(log_sum) - math.log(batch.size - 1), torch.cat(mean_h)]
     log_g1, mean_h1, log_g2, mean_h2 = all_gather(torch.stack(local, dim=1)).T
     return AnchorStatistics(torch.stack([log_g1, log_g2]), torch.stack([mean_h1, mean_h2]))
@@ -95,16 +116,16 @@ def feature_gradient(batch: GlobalBatch, tau: Tensor, log_g: Tensor, log_weight:
     """
     tau = tau.expand(2, batch.size)
     log_weight = log_weight - tau.log()  # of dL/ds_ij, since h[s,i,j] = (s_ij - s_ii) / tau[s,i]
+    threshold = batch.positive - tau * log_weight  # dL/ds_ij = exp((s_ij - threshold[s,i]) / tau[s,i])
     # s_ii enters every h of anchor i, on both sides, with the opposite sign.
     diagonal = -(log_weight + log_g + math.log(batch.size - 1)).exp().sum(dim=0)
     sides = []
     for side in (0, 1):
         gradients = []
-        for similarity, rows, positives in _similarities(batch, side):
-            as_anchor = (similarity - batch.positive[rows, None]) / tau[side, rows, None] + log_weight[side, rows, None]
-            as_negative = (similarity - batch.positive) / tau[1 - side] + log_weight[1 - side]
-            weight = as_anchor.exp_().add_(as_negative.exp_())
-            weight[positives] = diagonal[rows]
+        for similarity, rows in batch.similarities(side, keep=False):
+            weight = (similarity - threshold[side, rows, None]).div_(tau[side, rows, None]).exp_()
+            weight += similarity.sub_(threshold[1 - side]).div_(tau[1 - side]).exp_()  # as others' negative
+            weight.diagonal(rows.start).copy_(diagonal[rows])
             gradients.append(weight @ batch.embeddings[1 - side])
         sides.append(torch.cat(gradients))
     return torch.stack(sides)
@@ -121,16 +142,3 @@ def with_gradient(features: Features, tau: Tensor, value: Tensor, feature_grad: 
     # tau is the same on every rank, and so is its gradient.
     surrogate = linear * world_size() + (tau * tau_grad).sum()
     return surrogate - surrogate.detach() + value
-
-
-def _similarities(batch: GlobalBatch, side: int) -> Iterator[tuple[Tensor, slice, tuple[Tensor, Tensor]]]:
-    """Chunks of local anchors against all opposite embeddings.
-
-    Yields similarity (C, G), the anchors' rows among the G, and where in the chunk their positives are.
-    """
-    step = max(1, CHUNK_ENTRIES // batch.size)
-    for start in range(batch.own.start, batch.own.stop, step):
-        rows = slice(start, min(start + step, batch.own.stop))
-        position = torch.arange(rows.start, rows.stop, device=batch.positive.device)
-        similarity = batch.embeddings[side, rows] @ batch.embeddings[1 - side].T
-        yield similarity, rows, (position - start, position)
