@@ -42,4 +42,4 @@ def test_one_sample_has_no_negatives(name):
     objective.prepare(torch.device("cpu"), 4, 1, seed=0)
     features = Features(torch.ones(1, 4) / 2, torch.ones(1, 4) / 2)
     with pytest.raises(UserError, match="at least 2 samples"):
-        objective(features, torch.arange(1), torch.tensor([0.07]))
+        objective(features, torch.arange(1), torch.tensor([0.07]), torch.tensor([-10.0]))
