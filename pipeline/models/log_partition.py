@@ -1,9 +1,7 @@
 """AmorLIP's network (Sun et al., arXiv 2505.18983): a residual MLP per modality that predicts log partitions.
 
-Legend: B local batch, K world size, G = B*K global batch, N dataset size, D embedding dimension, P = 2 (2 D^2
-+ 7 D + 1) weights; side 0 predicts for image anchors, side 1 for text anchors.
-
-    a = LayerNorm(ReLU(W1 e + b1)),   a' = LayerNorm(ReLU(W2 a + b2)),   log lambda = w3 . ReLU(a' + e) + b3
+Legend: B local batch, K world size, G = B*K global batch, N dataset size, D embedding dimension, P weights of
+`ResidualMLP`, whose output is log lambda; side 0 predicts for image anchors, side 1 for text anchors.
 
 METHOD gives the shape, the fit's objectives and the settings. From the published code come: the ReLU before each
 LayerNorm and after the skip; torch's default initialisation of a linear layer; the previous epoch's network
@@ -13,8 +11,7 @@ step that changes the loss by less than the tolerance (there after five in a row
 learning rate does not grow with K, and the KL divergence is that of measures (see `fit_loss`).
 
 The network is small, so every rank holds the whole of it and fits its own B anchors; an inner step all-reduces
-P + 1 floats. All weights are one flat vector, so that Adam, the EMA, the copies and the reduction are one
-operation each.
+P + 1 floats.
 """
 
 from __future__ import annotations
@@ -31,6 +28,7 @@ from pipeline.collectives import all_reduce
 from pipeline.config.schema import Section
 from pipeline.distributed import world_size
 from pipeline.errors import UserError
+from pipeline.models.residual_mlp import ResidualMLP
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8  # torch.optim.Adam's
 VECTORS = ("weights", "ema", "previous", "momentum", "squares")
@@ -74,9 +72,7 @@ class LogPartitionNetwork(nn.Module):
 
     def prepare(self, device: torch.device, embed_dim: int, dataset_size: int, seed: int) -> None:
         """Allocate and initialise. dataset_size: N, an epoch. seed: of the initialisations."""
-        d = embed_dim
-        layer = [(2, d, d), (2, 1, d), (2, 1, d), (2, 1, d)]  # weight, bias; LayerNorm's scale, shift
-        self.shapes = [*layer, *layer, (2, d, 1), (2, 1, 1)]
+        self.mlp = ResidualMLP(embed_dim)
         self.device, self.dataset_size, self.seed = device, dataset_size, seed
         self.updates = self.steps = self.samples_seen = self.epoch = 0
         self._initialise()
@@ -108,13 +104,7 @@ class LogPartitionNetwork(nn.Module):
 
     def predict(self, weights: Tensor, embeddings: Tensor) -> Tensor:
         """log lambda, (2, B). weights: (P,), `weights`, `ema` or `previous`. embeddings: (2, B, D)."""
-        parts = weights.split([math.prod(shape) for shape in self.shapes])
-        views = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        hidden = embeddings
-        for weight, bias, scale, shift in (views[:4], views[4:8]):
-            active = torch.baddbmm(bias, hidden, weight).relu()
-            hidden = F.layer_norm(active, active.shape[-1:]) * scale + shift
-        return torch.baddbmm(views[9], (hidden + embeddings).relu(), views[8]).squeeze(-1)
+        return self.mlp(weights, embeddings)
 
     def mixed_target(self, embeddings: Tensor, log_partition: Tensor) -> Tensor:
         """log( beta lambda_previous + (1 - beta) Z ), (2, B). log_partition: (2, B), log Z of the batch."""
@@ -170,12 +160,7 @@ class LogPartitionNetwork(nn.Module):
     def _initialise(self) -> None:
         """Fresh weights, a function of (seed, epoch) alone; the EMA copy equals them; Adam's state to zero."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        bound = 1 / math.sqrt(self.shapes[0][1])
-        parts = [torch.empty(shape).uniform_(-bound, bound, generator=generator) for shape in self.shapes]
-        for scale, shift in ((2, 3), (6, 7)):
-            parts[scale].fill_(1)
-            parts[shift].zero_()
-        self.weights = torch.cat([part.flatten() for part in parts]).to(self.device)
+        self.weights = self.mlp.initial_weights(generator).to(self.device)
         self.ema = self.weights.clone()
         self.momentum, self.squares = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
         self.updates = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from time import perf_counter
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from pipeline.collectives import all_gather, all_reduce
 from pipeline.config.schema import Section
-from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, NormalizerPredictionNetwork
+from pipeline.models.log_normalizer import AlphaDerivatives, Anchors, LogNormalizerConfig, build_log_normalizer
 from pipeline.objectives.base import Features, Objective, ObjectiveOutput
 from pipeline.objectives.global_batch import (
     GlobalBatch,
@@ -38,7 +39,16 @@ class NeuCLIPConfig(Section):
     rho: float = 6.5  # target of the mean negative log-normalizer; grows with the dataset
     eps: float = Field(1e-14, gt=0)
     ratio_bound: float = Field(1e3, gt=1)  # exp(r - alpha) goes on linearly from here, and is counted
+    updates: Literal["alternating", "simultaneous"] = "alternating"  # simultaneous: alpha from before the NPN's step
     npn: LogNormalizerConfig = LogNormalizerConfig()
+
+
+class Prediction(NamedTuple):
+    """alpha: (2, G). derivatives: None where alpha is a constant. metrics: of the NPN's step, if it took one."""
+
+    alpha: Tensor
+    derivatives: AlphaDerivatives | None
+    metrics: dict[str, Tensor]
 
 
 class NeuCLIP(Objective):
@@ -49,7 +59,7 @@ class NeuCLIP(Objective):
 
     def __init__(self, config: NeuCLIPConfig) -> None:
         super().__init__(config)
-        self.npn = NormalizerPredictionNetwork(config.npn, config.eps, config.ratio_bound)
+        self.npn = build_log_normalizer(config.npn, config.eps, config.ratio_bound)
 
     def prepare(self, device: torch.device, embed_dim: int, dataset_size: int, seed: int, epochs: float = 1.0) -> None:
         """Allocate the NPN. dataset_size: not needed, M may exceed it."""
@@ -67,7 +77,9 @@ class NeuCLIP(Objective):
 
             started = perf_counter()
             anchors = Anchors(batch.embeddings, batch.positive, tau)
-            alpha = self._update(batch, sample_index, anchors, r) if self.training else self.npn.alpha(anchors)
+            if self.training:
+                self._observe(batch, sample_index)
+            alpha, derivatives, npn_metrics = self._predict(anchors, r)
             npn_seconds = perf_counter() - started
 
             excess = (r - alpha - math.log(config.ratio_bound)).clamp(min=0)
@@ -79,8 +91,8 @@ class NeuCLIP(Objective):
             scale = tau.log() - math.log(batch.size * (batch.size - 1))
             feature_grad = feature_gradient(batch, tau, log_g, log_weight=log_ratio - r + scale)
             tau_grad = per_anchor.mean() + 2 * config.rho - (ratio * (log_g - r).exp() * mean_h).sum(dim=0).mean()
-            if config.npn.alpha_gradient == "through":
-                through_features, through_tau = self._through(batch, anchors, ratio)
+            if derivatives is not None:
+                through_features, through_tau = _through(batch, tau, ratio, derivatives)
                 feature_grad += through_features
                 tau_grad = tau_grad + through_tau
 
@@ -90,7 +102,8 @@ class NeuCLIP(Objective):
                 "npn/alpha_mean": alpha.mean(),
                 **_quantiles((r - alpha).exp()),
                 "npn/ratio_clipped": (excess > 0).sum(),
-                "npn/restarts": loss.new_tensor(self.npn.restarts.count),
+                "npn/restarts": loss.new_tensor(self.npn.restart_count),
+                **npn_metrics,
                 "npn/seconds": all_reduce(loss.new_tensor(npn_seconds), "max"),
             }
         return ObjectiveOutput(
@@ -99,20 +112,32 @@ class NeuCLIP(Objective):
             log_normalizer=alpha[:, batch.own],
         )
 
-    def _update(self, batch: GlobalBatch, sample_index: Tensor, anchors: Anchors, r: Tensor) -> Tensor:
+    def _observe(self, batch: GlobalBatch, sample_index: Tensor) -> None:
         # By sample index, the order in the ring buffer does not depend on how ranks share the batch.
         order = all_gather(sample_index).argsort(stable=True)
         self.npn.observe(batch.embeddings[:, order])
-        return self.npn.step(anchors, r)
 
-    def _through(self, batch: GlobalBatch, anchors: Anchors, ratio: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of the gradient that flows through alpha: for the local features (2, B, D), and tau ()."""
-        d_alpha = anchors.tau * (1 - ratio) / batch.size
-        derivatives = self.npn.derivatives(anchors)
-        own = batch.embeddings[:, batch.own]
-        by_embedding = d_alpha[:, batch.own, None] * derivatives.embedding[:, batch.own]
-        by_positive = (d_alpha * derivatives.positive).sum(dim=0)[batch.own, None] * own.flip(0)
-        return by_embedding + by_positive, (d_alpha * derivatives.tau).sum()
+    def _predict(self, anchors: Anchors, r: Tensor) -> Prediction:
+        """In training, before or after the NPN's own step on this batch, as `updates` says."""
+        metrics: dict[str, Tensor] = {}
+        if self.training and self.config.updates == "alternating":
+            alpha, metrics = self.npn.step(anchors, r)
+        else:
+            alpha = self.npn.alpha(anchors)
+        through = self.config.npn.alpha_gradient == "through"
+        derivatives = self.npn.derivatives(anchors) if through else None
+        if self.training and self.config.updates == "simultaneous":
+            _, metrics = self.npn.step(anchors, r)
+        return Prediction(alpha, derivatives, metrics)
+
+
+def _through(batch: GlobalBatch, tau: Tensor, ratio: Tensor, derivatives: AlphaDerivatives) -> tuple[Tensor, Tensor]:
+    """The part of the gradient that flows through alpha: for the local features (2, B, D), and tau ()."""
+    d_alpha = tau * (1 - ratio) / batch.size
+    own = batch.embeddings[:, batch.own]
+    by_embedding = d_alpha[:, batch.own, None] * derivatives.embedding[:, batch.own]
+    by_positive = (d_alpha * derivatives.positive).sum(dim=0)[batch.own, None] * own.flip(0)
+    return by_embedding + by_positive, (d_alpha * derivatives.tau).sum()
 
 
 def _quantiles(residual: Tensor) -> dict[str, Tensor]:

@@ -201,10 +201,11 @@ def test_bytes_per_step():
     assert openclip == {"all_gather": features + scalars}
     (neuclip, *_) = run_ranks(ranks, bytes_of_a_step, "neuclip", {"npn": {"prototypes": 64}}, dim, batch_size)
     exchange = 4 * global_batch * 4 * 2 * (ranks - 1) // ranks  # max and sum of both sides, ring all-reduce
+    spread = 2 * dim * 4 * 2 * (ranks - 1) // ranks  # of the prototypes, every tenth step
     seconds = 4 * 2 * (ranks - 1) // ranks
     assert neuclip == {
         "all_gather": features + scalars + sample_index,
-        "all_reduce": (inner_steps + 1) * exchange + seconds,
+        "all_reduce": (inner_steps + 1) * exchange + spread + seconds,
     }
     reduce_scatter_of_feature_gradients = features
     (fastclip, *_) = run_ranks(ranks, bytes_of_a_step, "fastclip", {}, dim, batch_size)

@@ -1,6 +1,7 @@
 """The NPN: closed-form steps equal torch's autograd and Adagrad, the ring buffer holds the last M embeddings,
 restarts are scheduled, seeded and defined for every M, and the state is complete."""
 
+import itertools
 import math
 from collections import deque
 
@@ -14,9 +15,12 @@ from pipeline.errors import UserError
 from pipeline.models.log_normalizer import (
     Anchors,
     LogNormalizerConfig,
-    NormalizerPredictionNetwork,
+    PrototypeNetwork,
+    kmeans,
     sharded_softmax,
 )
+from pipeline.models.log_normalizer.fits import Separate, Unified
+from pipeline.models.log_normalizer.kmeans import spherical_kmeans
 
 EPS = 1e-14
 
@@ -27,7 +31,7 @@ def embeddings(seed, count, dim=6, dtype=torch.float32):
 
 
 def build(dim=6, seed=0, dtype=torch.float32, ratio_bound=1e3, **config):
-    npn = NormalizerPredictionNetwork(LogNormalizerConfig(**config), EPS, ratio_bound)
+    npn = PrototypeNetwork(LogNormalizerConfig(**config), EPS, ratio_bound)
     npn.prepare(torch.device("cpu"), dim, seed, dtype)
     return npn
 
@@ -131,7 +135,7 @@ def test_blocks_of_prototypes_change_nothing(monkeypatch):
     for block_floats in (2**17, 18):  # all 8 prototypes at once; 3, 3 and 2
         monkeypatch.setattr(sharded_softmax, "CPU_BLOCK_FLOATS", block_floats)
         npn = started(batch, prototypes=8, inner_steps=3, masses="learned")
-        after = npn.step(anchors, r)
+        after = npn.step(anchors, r).alpha
         torch.testing.assert_close(after, npn.alpha(anchors))  # what step returns is of the updated prototypes
         results.append((npn.prototypes, npn.log_masses, squares(npn), after, *npn.derivatives(anchors)))
     for whole, blocked in zip(*results, strict=True):
@@ -260,12 +264,147 @@ def test_warmup_restarts_come_as_the_ring_fills():
     assert len(rows) == 20  # no copies
 
 
+def test_a_restart_replaces_dead_prototypes_and_no_others():
+    """Prototypes 1 and 4 of both sides point away from every anchor: nobody is responsible to them."""
+    npn = started(embeddings(0, 30), prototypes=6, ring=30, restart="dead", inner_steps=1, lr=1e-4, masses="learned")
+    batch = F.normalize(embeddings(1, 20) + 3 * F.normalize(torch.ones(6), dim=0), dim=-1)
+    npn.prototypes = batch[:, :6].flip(0).clone()
+    npn.prototypes[:, [1, 4]] *= -1
+    for _ in range(2):
+        npn.step(anchors_of(batch, 0.1), torch.zeros(2, 20))
+    share = torch.stack([reference_p(npn, anchors_of(batch, 0.1), side).mean(0) for side in (0, 1)])
+    torch.testing.assert_close(npn.usage.squeeze(-1) / 2, share, rtol=1e-2, atol=1e-4)
+    before, sums, masses = npn.prototypes.clone(), squares(npn).clone(), npn.log_masses.clone()
+    npn.restart()
+    kept = torch.tensor([True, False, True, True, False, True])
+    assert torch.equal((npn.prototypes == before).all(-1), kept.expand(2, 6))
+    assert torch.equal(squares(npn)[:, kept], sums[:, kept])
+    assert torch.equal(npn.log_masses[:, kept], masses[:, kept])
+    assert not squares(npn)[:, ~kept].any()
+    torch.testing.assert_close(npn.log_masses[:, ~kept], torch.full((2, 2, 1), -math.log(6)))
+    for side in (0, 1):
+        held = set(map(str, npn.ring.embeddings[1 - side].tolist()))
+        assert all(str(row) in held for row in npn.prototypes[side, ~kept].tolist())
+    assert not npn.usage.any()
+
+
+def reference_p(npn, anchors, side):
+    """The share of each prototype in each anchor's normalizer, (G, M)."""
+    cosine = anchors.embeddings[side] @ F.normalize(npn.prototypes[side], dim=-1).T
+    return torch.softmax(cosine / anchors.tau + npn.log_masses[side].T, dim=1)
+
+
+def test_kmeans_finds_the_clusters_and_weighs_them():
+    """Four tight clusters of 5, 10, 20 and 45 texts; M = 4 prototypes that start with one of each."""
+    sizes = torch.tensor([5, 10, 20, 45])
+    centres = torch.eye(6)[:4].repeat_interleave(sizes, dim=0)
+    batch = F.normalize(centres + 0.05 * embeddings(0, 80), dim=-1)
+    shuffle = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    firsts = torch.tensor([0, 5, 15, 35])
+    centroids, found = spherical_kmeans(batch[1, shuffle], batch[1, firsts], iterations=3)
+    assert found.tolist() == sizes.tolist()
+    expected = torch.stack([F.normalize(part.sum(0), dim=0) for part in batch[1].split(sizes.tolist())])
+    torch.testing.assert_close(centroids, expected)
+
+
+def test_kmeans_lowers_the_distance_to_the_ring_and_masses_add_up():
+    options = {"prototypes": 10, "ring": 200, "masses": "learned"}
+    distances = []
+    for restart in ("random", "kmeans"):
+        npn = started(embeddings(0, 200), restart=restart, **options)
+        nearest = (npn.ring.embeddings[1] @ npn.prototypes[0].T).max(dim=1).values
+        distances.append((1 - nearest).mean())
+        torch.testing.assert_close(npn.log_masses.exp().sum(dim=1), torch.ones(2, 1))
+        torch.testing.assert_close(npn.prototypes.norm(dim=-1), torch.ones(2, 10))
+    assert distances[1] < 0.9 * distances[0]
+    assert npn.log_masses.std() > 0.1
+
+
+def test_kmeans_of_fewer_embeddings_than_prototypes_weighs_copies_as_one():
+    npn = started(embeddings(0, 4), prototypes=10, restart="kmeans", masses="learned")
+    for side in (0, 1):
+        for row in npn.ring.embeddings[1 - side, :4]:
+            copies = (npn.prototypes[side] == row).all(-1)
+            assert npn.log_masses[side, copies].exp().sum().item() == pytest.approx(1 / 4)
+
+
+def test_kmeans_in_chunks_with_an_empty_cluster(monkeypatch):
+    points = F.normalize(embeddings(0, 50)[0] + torch.ones(6), dim=-1)
+    start = torch.cat([points[:3], F.normalize(-torch.ones(1, 6), dim=-1)])
+    whole = spherical_kmeans(points, start, iterations=4)
+    assert torch.equal(whole[0][3], start[3])
+    assert whole[1][3] == 0
+    assert whole[1].sum() == 50
+    monkeypatch.setattr(kmeans, "CHUNK_ENTRIES", 28)
+    for chunked, expected in zip(spherical_kmeans(points, start, iterations=4), whole, strict=True):
+        torch.testing.assert_close(chunked, expected)
+
+
+@pytest.mark.parametrize("fit", [Unified(ratio_bound=3.0), Separate()], ids=["unified", "separate"])
+def test_slopes_are_the_derivatives_of_values(fit):
+    alpha = torch.randn(2, 7, dtype=torch.float64, requires_grad=True)
+    target = alpha.detach() + 2 * torch.randn(2, 7, dtype=torch.float64)
+    assert (target - alpha).max() > math.log(3.0)
+    (expected,) = torch.autograd.grad(fit.value(alpha, target), alpha)
+    torch.testing.assert_close(fit.slope(alpha, target), expected)
+
+
+def test_values_are_as_written():
+    alpha, target = torch.tensor([[0.5, -1.0], [2.0, 0.0]]), torch.tensor([[0.0, 0.5], [2.5, 1.0]])
+    pairs = list(zip(alpha.flatten().tolist(), target.flatten().tolist(), strict=True))
+    unified = sum(math.exp(r - a) + a - 1 for a, r in pairs) / 2
+    assert Unified(1e3).value(alpha, target).item() == pytest.approx(unified)
+    assert Separate().value(alpha, target).item() == pytest.approx(sum((a - r) ** 2 for a, r in pairs) / 2)
+
+
+def test_a_separate_fit_follows_its_gradient():
+    npn = build(prototypes=8, dtype=torch.float64, inner_steps=1, fit="separate", optimizer="adam", lr=1e-3)
+    npn.prototypes = torch.randn_like(npn.prototypes)
+    anchors = anchors_of(embeddings(3, 10, dtype=torch.float64), 0.1)
+    r = torch.randn(2, 10, dtype=torch.float64)
+    weights = npn.prototypes.clone().requires_grad_()
+    (0.1 * (autograd_alpha(weights, anchors) - r).square().sum(0).mean()).backward()
+    npn.step(anchors, r)
+    momentum = npn.optimizer_state["prototypes"]["momentum"]
+    torch.testing.assert_close(momentum, 0.1 * weights.grad, rtol=1e-7, atol=1e-10)
+
+
+def test_inner_steps_end_when_they_gain_too_little():
+    batch = embeddings(0, 10)
+    anchors, r = anchors_of(batch, 0.1), torch.full((2, 10), -2.0)
+    every = started(batch, prototypes=8, inner_steps=12)
+    values = [every.fit.value(every.alpha(anchors), r).item()]
+    for _ in range(12):
+        one = started(batch, prototypes=8, inner_steps=1)
+        one.prototypes, one.optimizer_state = every.prototypes, every.optimizer_state
+        values.append(one.fit.value(one.step(anchors, r).alpha, r).item())
+    gains = [(was - now) / abs(was) for was, now in itertools.pairwise(values)]
+    tolerance = sorted(gains)[6]
+    expected = next(number for number, gain in enumerate(gains, 1) if gain < tolerance * 0.999)
+    npn = started(batch, prototypes=8, inner_steps=12, inner_tolerance=tolerance * 0.999)
+    assert npn.step(anchors, r).metrics["npn/inner_steps"].item() == expected < 12
+
+
+def test_the_spread_ratio_shows_a_collapse():
+    npn = started(embeddings(0, 200, dim=16), dim=16, prototypes=200, inner_steps=0)
+    npn.steps = 10
+    anchors = anchors_of(embeddings(1, 5, dim=16), 0.1)
+    ratio = npn.step(anchors, torch.zeros(2, 5)).metrics["npn/spread_ratio"]
+    assert ratio.item() == pytest.approx(1, abs=1e-4)
+    assert "npn/spread_ratio" not in npn.step(anchors, torch.zeros(2, 5)).metrics
+    npn.prototypes = F.normalize(npn.prototypes[:, :1] + 0.01 * npn.prototypes, dim=-1)
+    npn.steps = 20
+    assert npn.step(anchors, torch.zeros(2, 5)).metrics["npn/spread_ratio"] < 0.01
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {},
         {"masses": "learned", "optimizer": "adam"},
         {"masses": "learned", "accumulator_init": 1e-4, "warmup_restarts": True},
+        {"restart": "dead", "dead_below": 0.7, "ring": 9},
+        {"restart": "kmeans", "prototypes": 5, "ring": 9},
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""What the NPN predicts for, and how the prediction moves with it."""
+"""What an NPN predicts for, and what it says of its prediction."""
 
 from __future__ import annotations
 
@@ -24,3 +24,10 @@ class AlphaDerivatives(NamedTuple):
     embedding: Tensor
     positive: Tensor
     tau: Tensor
+
+
+class Fitted(NamedTuple):
+    """After a step's inner steps. alpha: (2, G). metrics: as docs/method.md names them, equal on every rank."""
+
+    alpha: Tensor
+    metrics: dict[str, Tensor]

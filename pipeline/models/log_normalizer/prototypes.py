@@ -21,21 +21,25 @@ from torch import Tensor, nn
 
 from pipeline.collectives import all_gather_slices, all_reduce, own_slice
 from pipeline.errors import UserError
-from pipeline.models.log_normalizer.anchors import AlphaDerivatives, Anchors
+from pipeline.models.log_normalizer.anchors import AlphaDerivatives, Anchors, Fitted
 from pipeline.models.log_normalizer.config import LogNormalizerConfig
+from pipeline.models.log_normalizer.fits import Fit, build_fit, settled
 from pipeline.models.log_normalizer.inner_optimizers import State, build_optimizer
 from pipeline.models.log_normalizer.restarts import Restarts
 from pipeline.models.log_normalizer.ring import EmbeddingRing
 from pipeline.models.log_normalizer.sharded_softmax import Block, ShardedSoftmax
 
+SPREAD_EVERY = 10  # steps
 
-class NormalizerPredictionNetwork(nn.Module):
+
+class PrototypeNetwork(nn.Module):
     """W1, W2 with their own closed-form optimizer, restarts from a ring buffer, and a world-size-free state.
 
     All methods are collective and without autograd. The state is plain tensors, not parameters or buffers, so
     that no cast or sharding of the towers reaches it; `state_dict()` gathers it, every rank must call it.
 
     prototypes: (2, m, D). log_masses: (2, m, 1), -log M unless they are learned. optimizer_state: by parameter.
+    usage: (2, m, 1), sum over the steps since a restart of p, averaged over anchors; kept for `restart: dead`.
     """
 
     def __init__(self, config: LogNormalizerConfig, eps: float, ratio_bound: float) -> None:
@@ -44,16 +48,24 @@ class NormalizerPredictionNetwork(nn.Module):
         self.config = config
         self.optimizer = build_optimizer(config)
         self.log_eps = math.log(eps)
-        self.log_ratio_bound = math.log(ratio_bound)
+        self.fit: Fit = build_fit(config, ratio_bound)
 
     def prepare(self, device: torch.device, embed_dim: int, seed: int, dtype: torch.dtype = torch.float32) -> None:
         """Allocate. seed: of the restarts."""
         total = self.config.prototypes
         self.own = own_slice(total)
-        self.ring = EmbeddingRing(total, embed_dim, device, dtype)
+        self.ring = EmbeddingRing(self.config.ring or total, embed_dim, device, dtype)
         self.restarts = Restarts(self.config, seed)
-        self.steps = 0
-        self._renew(torch.zeros(2, self.own.stop - self.own.start, embed_dim, device=device, dtype=dtype))
+        self.steps = self.used_steps = 0
+        self.prototypes = torch.zeros(2, self.own.stop - self.own.start, embed_dim, device=device, dtype=dtype)
+        self.log_masses = self.prototypes.new_full((*self.prototypes.shape[:2], 1), -math.log(total))
+        self.usage = torch.zeros_like(self.log_masses)
+        self.optimizer_state = self._fresh_state()
+
+    @property
+    def restart_count(self) -> int:
+        """Restarts so far."""
+        return self.restarts.count
 
     def observe(self, embeddings: Tensor) -> None:
         """Take a global batch (2, G, D), images then texts, into the ring buffer, and restart from it if due."""
@@ -62,30 +74,47 @@ class NormalizerPredictionNetwork(nn.Module):
             self.restart()
 
     def restart(self) -> None:
-        """Prototypes from random embeddings of the ring buffer, the optimizer's state as at the start."""
-        chosen = self.restarts.draw(self.ring)[self.own].to(self.ring.embeddings.device)
-        self._renew(self.ring.embeddings[:, chosen].flip(0))
+        """Prototypes from the ring buffer and the optimizer's state as at the start, or so for the dead ones only."""
+        embeddings, log_masses = self.restarts.embeddings(self.ring, self.own)
+        replaced = torch.ones_like(self.usage, dtype=torch.bool)
+        if self.config.restart == "dead" and self.used_steps:
+            replaced = self.usage * self.config.prototypes < self.config.dead_below * self.used_steps
+        self.prototypes = torch.where(replaced, embeddings.flip(0), self.prototypes)
+        if self.config.masses == "learned":
+            self.log_masses = torch.where(replaced, log_masses.flip(0), self.log_masses)
+        for parameter, fresh in self._fresh_state().items():
+            kept = self.optimizer_state[parameter]
+            self.optimizer_state[parameter] = {k: torch.where(replaced, fresh[k], kept[k]) for k in fresh}
+        self.usage, self.used_steps = torch.zeros_like(self.usage), 0
 
-    def step(self, anchors: Anchors, log_target: Tensor) -> Tensor:
+    def step(self, anchors: Anchors, log_target: Tensor) -> Fitted:
         """The `inner_steps` of one training step, anchors held fixed.
 
-        log_target: r = log(eps + g), (2, G), from the global batch. Returns alpha (2, G) after them.
+        log_target: r = log(eps + g), (2, G), from the global batch.
         """
         softmax = self._softmax(anchors)
         states = [self._views(self.optimizer_state, block) for block in softmax.blocks]
         alpha = softmax.alpha(self.log_eps)
-        for _ in range(self.config.inner_steps):
-            weighted = softmax.weighted(alpha, self._slope(alpha, log_target))
-            for (block, weights), state in zip(weighted, states, strict=True):
-                if self.config.masses == "learned":
-                    gradient = weights.sum(1, keepdim=True).mul_(anchors.tau)
-                    self.optimizer.descend(block.log_masses, gradient, state["log_masses"], torch.empty_like(gradient))
-                gradient = block.tangent_gradient(weights)
-                self.optimizer.descend(block.prototypes, gradient, state["prototypes"], block.scratch)
+        taken, tolerance = 0, self.config.inner_tolerance
+        while taken < self.config.inner_steps:
+            before, slope = alpha, self.fit.slope(alpha, log_target)
+            for (block, weights), state in zip(softmax.weighted(alpha, slope), states, strict=True):
+                self._descend(block, weights, state)
                 block.evaluate()
             alpha = softmax.alpha(self.log_eps)
+            taken += 1
+            # Every rank has all alphas, so all decide the same.
+            if tolerance and settled(self.fit.value(before, log_target), self.fit.value(alpha, log_target), tolerance):
+                break
+        metrics = {"npn/inner_steps": alpha.new_tensor(taken)}
+        if self.steps % SPREAD_EVERY == 0:
+            metrics["npn/spread_ratio"] = self._spread_ratio(softmax)
+        if self.config.restart == "dead":
+            for block, p in softmax.weighted(alpha):
+                self.usage[block.side, block.rows] += p.mean(dim=1, keepdim=True)
+            self.used_steps += 1
         self.steps += 1
-        return alpha
+        return Fitted(alpha, metrics)
 
     def alpha(self, anchors: Anchors) -> Tensor:
         """(2, G)."""
@@ -108,7 +137,8 @@ class NormalizerPredictionNetwork(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """The whole state, gathered; collective. prototypes, log_masses and the optimizer's: (2, M, ...)."""
         gathered = {name: self._gather(part) for name, part in self._sharded().items()}
-        return {**gathered, **self.ring.state(), **self.restarts.state(), "steps": self.steps}
+        counters = {"steps": self.steps, "used_steps": self.used_steps}
+        return {**gathered, **self.ring.state(), **self.restarts.state(), **counters}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take this rank's part of a state saved at any world size, after `prepare`.
@@ -120,15 +150,33 @@ class NormalizerPredictionNetwork(nn.Module):
             part.copy_(state[name][:, self.own])
         self.ring.load(state)
         self.restarts.load(state)
-        self.steps = state["steps"]
+        self.steps, self.used_steps = state["steps"], state["used_steps"]
 
-    def _renew(self, prototypes: Tensor) -> None:
-        """prototypes: (2, m, D)."""
-        self.prototypes = prototypes
-        self.log_masses = prototypes.new_full((*prototypes.shape[:2], 1), -math.log(self.config.prototypes))
-        self.optimizer_state = {"prototypes": self.optimizer.fresh_state(self.prototypes)}
+    def _descend(self, block: Block, weights: Tensor, state: dict[str, State]) -> None:
+        """One optimizer step of the block. weights: (b, G), d fit / d z[k,i]; destroyed."""
         if self.config.masses == "learned":
-            self.optimizer_state["log_masses"] = self.optimizer.fresh_state(self.log_masses)
+            gradient = weights.sum(1, keepdim=True).mul_(block.tau)
+            self.optimizer.descend(block.log_masses, gradient, state["log_masses"], torch.empty_like(gradient))
+        gradient = block.tangent_gradient(weights)
+        self.optimizer.descend(block.prototypes, gradient, state["prototypes"], block.scratch)
+
+    def _spread_ratio(self, softmax: ShardedSoftmax) -> Tensor:
+        """1 - |mean direction|^2 of the prototypes over that of the ring's embeddings, the mean of both sides.
+
+        Near 0 where the prototypes have collapsed. One all-reduce of 2*D floats.
+        """
+        total = torch.zeros_like(self.ring.embeddings[:, 0])
+        for block in softmax.blocks:
+            total[block.side] += (block.inverse_norms * block.prototypes).sum(dim=0)
+        means = all_reduce(total, "sum") / self.config.prototypes, self.ring.embeddings[:, : self.ring.held].mean(dim=1)
+        prototypes, ring = ((1 - mean.square().sum(dim=-1)).clamp(min=1e-6) for mean in means)
+        return (prototypes / ring.flip(0)).mean()
+
+    def _fresh_state(self) -> dict[str, State]:
+        state = {"prototypes": self.optimizer.fresh_state(self.prototypes)}
+        if self.config.masses == "learned":
+            state["log_masses"] = self.optimizer.fresh_state(self.log_masses)
+        return state
 
     @staticmethod
     def _views(states: dict[str, State], block: Block) -> dict[str, State]:
@@ -145,7 +193,7 @@ class NormalizerPredictionNetwork(nn.Module):
             for parameter, state in self.optimizer_state.items()
             for name, tensor in state.items()
         }
-        return {"prototypes": self.prototypes, "log_masses": self.log_masses, **states}
+        return {"prototypes": self.prototypes, "log_masses": self.log_masses, "usage": self.usage, **states}
 
     def _refuse_another_shape(self, state: dict[str, Any]) -> None:
         saved = (*state["prototypes"].shape[1:], state["ring"].shape[1])
@@ -160,11 +208,6 @@ class NormalizerPredictionNetwork(nn.Module):
 
     def _softmax(self, anchors: Anchors) -> ShardedSoftmax:
         return ShardedSoftmax(self.prototypes, self.log_masses, anchors)
-
-    def _slope(self, alpha: Tensor, log_target: Tensor) -> Tensor:
-        """dL/dalpha / tau, (2, G)."""
-        ratio = (log_target - alpha).clamp(max=self.log_ratio_bound).exp()
-        return (1 - ratio) / ratio.shape[1]
 
     def _gather(self, part: Tensor) -> Tensor:
         whole = all_gather_slices(part.transpose(0, 1), self.config.prototypes)

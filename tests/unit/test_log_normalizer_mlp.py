@@ -1,0 +1,135 @@
+"""The MLP in the NPN's place: steps equal torch's optimizers on torch's layers; derivatives; the state is complete."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.errors import UserError
+from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, MLPNetwork
+from pipeline.objectives import build_objective
+
+DIM, COUNT, TAU = 6, 10, 0.2
+
+
+def build(dim=DIM, **config):
+    npn = MLPNetwork(LogNormalizerConfig(network="mlp", **config), ratio_bound=1e3)
+    npn.prepare(torch.device("cpu"), dim, seed=0, dtype=torch.float64)
+    return npn
+
+
+def batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = F.normalize(torch.randn(2, COUNT, DIM, generator=generator, dtype=torch.float64), dim=-1)
+    r = torch.randn(2, COUNT, generator=generator, dtype=torch.float64) - 2
+    return Anchors(embeddings, (embeddings[0] * embeddings[1]).sum(-1), torch.tensor([TAU], dtype=torch.float64)), r
+
+
+class Reference(torch.nn.Module):
+    """The network of torch's own layers, one per side, with the weights that ours starts from."""
+
+    def __init__(self, npn):
+        super().__init__()
+        d = DIM
+        self.sides = torch.nn.ModuleList()
+        sizes = [d * d, d, d, d, d * d, d, d, d, d, 1]
+        parts = npn.weights.flatten().clone().split([2 * size for size in sizes])
+        for side in (0, 1):
+            own = [part.view(2, -1)[side] for part in parts]
+            first, second, last = torch.nn.Linear(d, d), torch.nn.Linear(d, d), torch.nn.Linear(d, 1)
+            norms = torch.nn.LayerNorm(d), torch.nn.LayerNorm(d)
+            module = torch.nn.ModuleList([first, norms[0], second, norms[1], last]).double()
+            for layer, weight, bias in (
+                (first, own[0].view(d, d).T, own[1]),
+                (norms[0], own[2], own[3]),
+                (second, own[4].view(d, d).T, own[5]),
+                (norms[1], own[6], own[7]),
+                (last, own[8].view(1, d), own[9]),
+            ):
+                layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
+            self.sides.append(module)
+
+    def forward(self, anchors):
+        outputs = []
+        for side, (first, norm1, second, norm2, last) in enumerate(self.sides):
+            e = anchors.embeddings[side]
+            hidden = norm2(second(norm1(first(e).relu())).relu())
+            outputs.append(last((hidden + e).relu()).squeeze(-1) - anchors.positive / anchors.tau)
+        return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("fit", ["unified", "separate"])
+@pytest.mark.parametrize(("name", "optimizer"), [("adagrad", torch.optim.Adagrad), ("adam", torch.optim.Adam)])
+def test_steps_equal_a_torch_optimizer_on_autograd(name, optimizer, fit):
+    npn = build(inner_steps=3, lr=0.01, optimizer=name, fit=fit)
+    reference = Reference(npn)
+    theirs = optimizer(reference.parameters(), lr=0.01)
+    for seed in range(3):
+        anchors, r = batch(seed)
+        npn.observe(anchors.embeddings)
+        alpha = npn.step(anchors, r).alpha
+        for _ in range(3):
+            theirs.zero_grad()
+            error = r - reference(anchors)
+            value = error.square() if fit == "separate" else error.exp() - error + r - 1
+            (TAU * value.mean(dim=1)).sum().backward()
+            theirs.step()
+        torch.testing.assert_close(alpha, reference(anchors).detach(), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(npn.alpha(anchors), alpha)
+
+
+def test_derivatives_of_alpha_equal_autograd():
+    npn = build()
+    anchors, _ = batch(0)
+    leaves = [tensor.requires_grad_() for tensor in anchors]
+    by_embedding, by_positive, by_tau = torch.autograd.grad(Reference(npn)(Anchors(*leaves)).sum(), leaves)
+    with torch.no_grad():
+        ours = npn.derivatives(Anchors(*leaves))
+    torch.testing.assert_close(ours.embedding, by_embedding)
+    torch.testing.assert_close(ours.positive.sum(0), by_positive)
+    torch.testing.assert_close(ours.tau.sum(), by_tau.squeeze())
+
+
+def test_it_learns_and_a_tolerance_ends_the_steps():
+    anchors, _ = batch(0)
+    r = 2 * anchors.embeddings[..., 0] - anchors.positive / anchors.tau - 1
+    npn = build(inner_steps=200, lr=0.02, optimizer="adam")
+    before = (npn.alpha(anchors) - r).square().mean()
+    assert npn.step(anchors, r).metrics["npn/inner_steps"] == 200
+    assert (npn.alpha(anchors) - r).square().mean() < 0.1 * before
+    assert build(inner_steps=200, lr=0.02, inner_tolerance=0.01).step(anchors, r).metrics["npn/inner_steps"] < 200
+
+
+def test_restarts_renew_the_optimizer_and_keep_the_weights():
+    npn = build(restart_every=2, inner_steps=1)
+    sums = []
+    for seed in range(3):
+        anchors, r = batch(seed)
+        npn.observe(anchors.embeddings)
+        sums.append((npn.weights.clone(), npn.optimizer_state["squares"].sum().item()))
+        npn.step(anchors, r)
+    assert npn.restart_count == 2
+    assert sums[0][1] == sums[2][1] == 0 < sums[1][1]
+    assert not torch.equal(sums[0][0], sums[2][0])
+
+
+def test_state_round_trip_continues_the_same_trajectory():
+    def advance(npn, seeds):
+        for seed in seeds:
+            anchors, r = batch(seed)
+            npn.observe(anchors.embeddings)
+            alpha = npn.step(anchors, r).alpha
+        return alpha
+
+    first, second = build(restart_every=3), build(restart_every=3)
+    advance(first, range(4))
+    state = first.state_dict()
+    expected = advance(first, range(4, 8))
+    second.load_state_dict(state)
+    assert torch.equal(advance(second, range(4, 8)), expected)
+    with pytest.raises(UserError, match=r"no 'weights' of shape .*set objectives\.neuclip\.npn"):
+        build(dim=5).load_state_dict(state)
+
+
+def test_options_of_prototypes_are_refused():
+    with pytest.raises(UserError, match=r"network: mlp has no prototypes; leave out restart, masses"):
+        build_objective("neuclip", {"npn": {"network": "mlp", "masses": "learned", "restart": "dead"}})
