@@ -231,6 +231,30 @@ def test_bf16_autocast_does_not_reach_the_loss():
     assert all(torch.equal(a, b) for a, b in zip(plain_gradients, cast_gradients, strict=True))
 
 
+@pytest.mark.parametrize("alpha_gradient", ["constant", "through"])
+def test_simultaneous_updates_use_alpha_from_before_the_networks_step(alpha_gradient):
+    e1, e2 = unit_rows(1, 8, 6), unit_rows(2, 8, 6)
+    results = {}
+    for updates in ("alternating", "simultaneous"):
+        options = {"prototypes": 5, "restart_every": None, "alpha_gradient": alpha_gradient}
+        objective = build_objective("neuclip", {"eps": EPS, "updates": updates, "npn": options})
+        objective.npn.prepare(torch.device("cpu"), 6, seed=0, dtype=torch.float64)
+        run(objective, e1, e2, 0.07)  # the restart
+        before = objective.npn.prototypes.clone()
+        output, gradients = run(objective, e2, e1, 0.07)
+        after = objective.npn.prototypes
+        assert not torch.equal(before, after)
+        used = (before if updates == "simultaneous" else after).numpy()
+        expected = reference_alpha(e2.numpy(), e1.numpy(), used, 0.07)
+        np.testing.assert_allclose(output.log_normalizer.numpy(), expected, rtol=1e-7)
+        objective.npn.prototypes = torch.from_numpy(used)
+        _, expected_gradients = run(objective.eval(), e2, e1, 0.07)
+        for ours, theirs in zip(gradients, expected_gradients, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        results[updates] = after.clone()
+    torch.testing.assert_close(results["alternating"], results["simultaneous"])
+
+
 def test_evaluation_leaves_the_state_alone():
     objective = build_objective("neuclip", {"npn": {"prototypes": 5}})
     objective.prepare(torch.device("cpu"), 6, 8, seed=0)

@@ -196,14 +196,14 @@ class PrototypeNetwork(nn.Module):
         return {"prototypes": self.prototypes, "log_masses": self.log_masses, "usage": self.usage, **states}
 
     def _refuse_another_shape(self, state: dict[str, Any]) -> None:
-        saved = (*state["prototypes"].shape[1:], state["ring"].shape[1])
+        missing = {*self._sharded(), "ring"} - state.keys()
+        saved = None if missing else (*state["prototypes"].shape[1:], state["ring"].shape[1])
         wanted = (self.config.prototypes, self.prototypes.shape[2], self.ring.capacity)
-        missing = self._sharded().keys() - state.keys()
-        if saved != wanted or missing:
-            lacks = f", and the checkpoint lacks {', '.join(sorted(missing))}" if missing else ""
+        if saved != wanted:
+            has = f"lacks {', '.join(sorted(missing))}" if missing else f"is of {saved}"
             raise UserError(
-                f"the checkpoint's NPN has (prototypes, embedding dimension, ring) {saved}, this run's config "
-                f"{wanted}{lacks}: set objectives.neuclip.npn and the model as they were, or start a new run"
+                f"the checkpoint's NPN {has}, this run's config asks for (prototypes, embedding dimension, ring) "
+                f"{wanted}: set objectives.neuclip.npn and the model as they were, or start a new run"
             )
 
     def _softmax(self, anchors: Anchors) -> ShardedSoftmax:
