@@ -1,8 +1,8 @@
 """The process group and the device of this rank, from the variables that every launcher sets.
 
 RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: torchrun, the deepspeed launcher and the sbatch
-scripts all give them. With none of them set there is one process and no process group. DeepSpeed finds the
-process group made here and uses it.
+scripts all give them. With none of them set this process is a group of its own. DeepSpeed finds the process
+group made here and uses it.
 """
 
 from __future__ import annotations
@@ -51,8 +51,11 @@ def init(timeout_seconds: float = 1800) -> World:
     launched = "WORLD_SIZE" in os.environ or "RANK" in os.environ
     rank, local_rank, size = _read(os.environ) if launched else (0, 0, 1)
     world = World(rank, local_rank, size, _device(local_rank))
-    if launched and not dist.is_initialized():
-        _join(world, timeout_seconds)
+    if not dist.is_initialized():
+        if launched:
+            _join(world, timeout_seconds)
+        else:  # without a group DeepSpeed would look for MPI
+            dist.init_process_group(_backend(world), store=dist.HashStore(), rank=0, world_size=1)
     return world
 
 
@@ -95,6 +98,10 @@ def _device(local_rank: int) -> torch.device:
     return device
 
 
+def _backend(world: World) -> str:
+    return "gloo" if world.device.type == "cpu" else "nccl"
+
+
 def _join(world: World, timeout_seconds: float) -> None:
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     timeout = timedelta(seconds=timeout_seconds)
@@ -103,7 +110,7 @@ def _join(world: World, timeout_seconds: float) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo listens on the host name's address
     try:
         dist.init_process_group(
-            backend="gloo" if world.device.type == "cpu" else "nccl",
+            backend=_backend(world),
             store=_loopback_store(world, int(port), timeout) if local and not _launcher_has_store() else None,
             rank=world.rank,
             world_size=world.size,

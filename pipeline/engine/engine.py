@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -65,6 +66,7 @@ class TrainEngine:
         optimizer = build_optimizer(self.module, config.optimizer, config.temperature)
         # ZeRO puts flat partitions into the optimizer's groups, so keep which parameters they are made of.
         self._groups = {group["name"]: list(group["params"]) for group in optimizer.param_groups}
+        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists, even in one process
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=self.module,
             optimizer=optimizer,

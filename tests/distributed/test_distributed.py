@@ -24,10 +24,10 @@ def environment(monkeypatch):
     return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
 
 
-def test_without_variables_there_is_one_process_and_no_group(environment):
+def test_without_variables_there_is_a_group_of_one(environment):
     world = distributed.init()
     assert world == distributed.World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    assert not torch.distributed.is_initialized()
+    assert torch.distributed.get_world_size() == 1
     distributed.shutdown()
 
 

@@ -1,0 +1,26 @@
+"""`neuclip train` as its help offers it: in one process, without a launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.distributed import VARIABLES
+from tests.distributed.test_training import TINY
+
+
+def test_one_process_without_a_launcher(noise_corpus: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    overrides = [
+        f"loader.manifest={noise_corpus}",
+        f"model.config={TINY}",
+        "train={steps: 2, epochs: null, global_batch_size: 4, processes: 1}",
+        "tracking.mlflow=false",
+    ]
+    command = [sys.executable, "-m", "pipeline", "train", "demo", "--run-dir", str(tmp_path), *overrides]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "train/summary.json").read_text())["steps"] == 2
