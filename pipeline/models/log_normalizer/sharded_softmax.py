@@ -22,6 +22,7 @@ from pipeline.collectives import all_reduce_logsumexp
 from pipeline.models.log_normalizer.anchors import Anchors
 
 CPU_BLOCK_FLOATS = 2**17  # of prototypes: with gradient, scratch and AdaGrad's sums 2 MiB, about a core's cache
+SHARED_BLOCK_FLOATS = 2**21  # with several threads: where cores are busy, a barrier per small operation costs far more
 
 
 @dataclass(slots=True)
@@ -75,8 +76,7 @@ class ShardedSoftmax:
 
     def __init__(self, prototypes: Tensor, log_masses: Tensor, anchors: Anchors) -> None:
         (_, count, dim), size = prototypes.shape, anchors.positive.shape[0]
-        # An accelerator takes all prototypes at once; a CPU what its cache holds.
-        step = max(1, CPU_BLOCK_FLOATS // dim if prototypes.device.type == "cpu" else count)
+        step = _block_rows(prototypes)
         bounds = [slice(start, min(start + step, count)) for start in range(0, count, step)]
         self.shift = anchors.positive / anchors.tau
         exponentials = prototypes.new_empty(2, count, size)
@@ -120,3 +120,10 @@ class ShardedSoftmax:
             factors.mul_(weights.unsqueeze(1))
         for block, factor in zip(self.blocks, factors.flatten(0, 1), strict=True):
             yield block, block.exponentials.mul_(factor)
+
+
+def _block_rows(prototypes: Tensor) -> int:
+    """b: what a core's cache holds, more where threads share the work, all on an accelerator."""
+    _, count, dim = prototypes.shape
+    floats = CPU_BLOCK_FLOATS if torch.get_num_threads() == 1 else SHARED_BLOCK_FLOATS
+    return max(1, floats // dim if prototypes.device.type == "cpu" else count)
