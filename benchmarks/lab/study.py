@@ -1,0 +1,90 @@
+"""Many runs: each kept in a JSON lines file as it ends, none done twice, as many at once as there are cores."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.lab.data import load
+from benchmarks.lab.training import Trial, run
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def study(path: Path, trials: Mapping[str, Trial], jobs: int | None = None) -> dict[str, dict[str, Any]]:
+    """The results of `trials` by label, {trial, seconds, curve, final, ...}; those that the file lacks are run.
+
+    A run counts as done when a line of the file has the same settings, whatever its label. jobs: processes at once.
+    """
+    done = read(path)
+    missing = {label: trial for label, trial in trials.items() if key(trial) not in done}
+    if missing:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        load()  # before the fork, so that the processes share it
+        jobs = jobs or os.cpu_count() or 1
+        started = time.monotonic()
+        with multiprocessing.get_context("fork").Pool(jobs) as pool, open(path, "a") as stream:
+            for number, (label, result) in enumerate(pool.imap_unordered(_one, missing.items()), start=1):
+                stream.write(json.dumps(result) + "\n")
+                stream.flush()
+                left = (time.monotonic() - started) / number * (len(missing) - number)
+                print(
+                    f"{number}/{len(missing)} {label}: {result['seconds']:.0f} s; {left / 60:.0f} min left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        done = read(path)
+    return {label: done[key(trial)] for label, trial in trials.items()}
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Results by key; the last line of a run that was killed is passed over."""
+    results = {}
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            result = json.loads(line)
+        except ValueError:
+            continue
+        results[result["key"]] = result
+    return results
+
+
+def key(trial: Trial) -> str:
+    """Of the settings that differ from the defaults."""
+    return hashlib.sha256(trial.model_dump_json().encode()).hexdigest()[:16]
+
+
+def machine() -> dict[str, Any]:
+    """What belongs beside a number."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _one(item: tuple[str, Trial]) -> tuple[str, dict[str, Any]]:
+    label, trial = item
+    torch.set_num_threads(1)
+    settings = trial.model_dump(exclude_defaults=True) | {"objective": trial.objective}
+    return label, {"key": key(trial), "trial": settings, **run(trial, load())}
