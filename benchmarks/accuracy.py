@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab.study import RESULTS, machine, study
+from benchmarks.lab.study import RESULTS, machine, mean_and_error, study
 from benchmarks.lab.training import Trial
 from pipeline.files import write_json
 
@@ -105,13 +105,13 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     for objective, results in runs.items():
         tasks = [by_task(result["final"]) for result in results]
         table[objective] = {
-            "average": _mean_and_error([statistics.mean(t.values()) for t in tasks]),
-            **{name: _mean_and_error([t[name] for t in tasks]) for name in tasks[0]},
+            "average": mean_and_error([statistics.mean(t.values()) for t in tasks]),
+            **{name: mean_and_error([t[name] for t in tasks]) for name in tasks[0]},
             "seconds": statistics.median(result["seconds"] for result in results),
         }
         if objective != OURS:
             pairs = zip(runs[OURS], results, strict=True)
-            against[objective] = _mean_and_error([score(ours) - score(theirs) for ours, theirs in pairs])
+            against[objective] = mean_and_error([score(ours) - score(theirs) for ours, theirs in pairs])
     return {"table": table, "neuclip_minus": against}
 
 
@@ -130,11 +130,6 @@ def curves(runs: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, fl
                 }
             )
     return drawn
-
-
-def _mean_and_error(values: list[float]) -> dict[str, float]:
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return {"mean": round(statistics.mean(values), 3), "se": round(error, 3)}
 
 
 def quick() -> dict[str, Any]:

@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab.study import RESULTS, machine, study
+from benchmarks.lab.study import RESULTS, machine, mean_and_error, study
 from benchmarks.lab.training import Trial
 from pipeline.files import write_json
 
@@ -93,16 +93,11 @@ def summary(table: dict[Setting, dict[str, list[float]]]) -> dict[str, Any]:
         for objective in OPTIONS
     }
     rows = [
-        {"tau": s[0], "batch": s[1], "share": s[2], "objective": o, "mse": statistics.mean(v), "se": standard_error(v)}
+        {"tau": s[0], "batch": s[1], "share": s[2], "objective": o, **mean_and_error(v)}
         for s, by_objective in table.items()
         for o, v in by_objective.items()
     ]
     return {**ratios({o: mean(CENTRE, o) for o in OPTIONS}), "added": added, "table": rows, "machine": machine()}
-
-
-def standard_error(values: list[float]) -> float:
-    """Of the mean; nan of one value."""
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
 
 
 def main() -> None:

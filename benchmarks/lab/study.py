@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Mapping
@@ -63,6 +64,12 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def key(trial: Trial) -> str:
     """Of the settings that differ from the defaults."""
     return hashlib.sha256(trial.model_dump_json().encode()).hexdigest()[:16]
+
+
+def mean_and_error(values: list[float]) -> dict[str, float | None]:
+    """The mean and its standard error, None of one value."""
+    error = round(statistics.stdev(values) / len(values) ** 0.5, 3) if len(values) > 1 else None
+    return {"mean": round(statistics.mean(values), 3), "se": error}
 
 
 def machine() -> dict[str, Any]:
