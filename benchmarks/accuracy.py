@@ -61,9 +61,9 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
         {**fixed(0.1)},
     ],
     "neuclip": [
-        *({**fixed(tau), "options": npn()} for tau in (0.03, 0.05, 0.07)),
-        {**fixed(0.05), "options": npn(lr=0.01)},
-        {**fixed(0.07), "options": npn(lr=0.01)},
+        *({**fixed(tau), "options": npn()} for tau in (0.05, 0.07)),
+        *({**fixed(tau), "options": npn(alpha_gradient="through")} for tau in (0.05, 0.07)),
+        {**fixed(0.07), "options": npn(alpha_gradient="through", lr=0.005)},
         {**learned(), "options": {**npn(), "rho": 4.0}},
     ],
 }
