@@ -50,7 +50,8 @@ class NormalizerError:
     def before_step(self, trainer: Trainer) -> None:
         step = trainer.progress.step + 1
         self._features = None
-        if step % self._every == 0 or step == trainer.total_steps:
+        due = step % self._every == 0 or step == trainer.total_steps
+        if due and trainer.engine.objective.estimates_normalizers:
             local = trainer.engine.encode(self._batch)
             self._features = Features(*(collectives.all_gather(f) for f in local))
 

@@ -75,13 +75,16 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def prepare(
-        self, device: torch.device, embed_dim: int, dataset_size: int, seed: int, epochs: float = 1.0
-    ) -> None:
+    def prepare(self, device: torch.device, embed_dim: int, dataset_size: int, seed: int, epochs: float = 1.0) -> None:
         """Allocate state once the sizes are known; collective.
 
         dataset_size: N; sample_index is in [0, N). epochs: how often the whole run sees each sample.
         """
+
+    @property
+    def estimates_normalizers(self) -> bool:
+        """Whether `forward` gives a log_normalizer, whose error is worth encoding the reference samples for."""
+        return True
 
     def sharded_state(self) -> dict[str, Tensor]:
         """This rank's rows, `own_slice(N)` of each table with N rows; nothing is gathered."""

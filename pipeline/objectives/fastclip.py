@@ -83,6 +83,11 @@ class FastCLIP(Objective):
         self.decay_epochs = self.config.gamma_decay_epochs or epochs / 2
         self.samples_seen = 0
 
+    @property
+    def estimates_normalizers(self) -> bool:
+        """v2's are at temperatures of their own, the log-normalizer error at the common one."""
+        return self.config.version != "v2"
+
     def forward(
         self, features: Features, sample_index: Tensor, tau: Tensor, logit_bias: Tensor | None = None
     ) -> ObjectiveOutput:
@@ -135,8 +140,7 @@ class FastCLIP(Objective):
         return ObjectiveOutput(
             loss=with_gradient(features, tau, loss, feature_grad, tau_grad),
             metrics=metrics,
-            # v2's estimates are at their own temperatures, the log-normalizer error at the common one.
-            log_normalizer=None if version == "v2" else log_normalizer[:, batch.own],
+            log_normalizer=log_normalizer[:, batch.own] if self.estimates_normalizers else None,
         )
 
     def _tau_step(

@@ -35,6 +35,11 @@ class SigLIP(Objective):
     default_tau = 0.1
     default_logit_bias = -10.0
 
+    @property
+    def estimates_normalizers(self) -> bool:
+        """Every pair has a loss of its own."""
+        return False
+
     def forward(
         self, features: Features, sample_index: Tensor, tau: Tensor, logit_bias: Tensor | None = None
     ) -> ObjectiveOutput:

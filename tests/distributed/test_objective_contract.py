@@ -83,6 +83,7 @@ def train(case, first_step, last_step, start):
                 "metrics": {k: v for k, v in output.metrics.items() if k not in NOT_REPRODUCIBLE},
                 "gradients": gradients,
                 "log_normalizer": by_sample(output.log_normalizer, local),
+                "estimates_normalizers": objective.estimates_normalizers,
             }
         )
     return {"steps": steps, "saved": saved, "final": snapshot(parameters, objective)}
@@ -148,6 +149,7 @@ def test_the_loss_is_worth_looking_at(case):
         for place, gradient in enumerate(step["gradients"]):
             constant = place == 2 and case in CONSTANT_TAU
             assert gradient == 0 if constant else gradient.abs().max() > 1e-4
+        assert step["estimates_normalizers"] == (step["log_normalizer"] is not None)
         assert step["log_normalizer"] is None or step["log_normalizer"].shape == (2, GLOBAL_BATCH)
 
 
