@@ -28,10 +28,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.lab.data import Corpus, load
+from benchmarks.lab.corpora import load
+from benchmarks.lab.data import Corpus, sample
 from benchmarks.lab.measures import encode_all
 from benchmarks.lab.study import RESULTS, machine
-from benchmarks.lab.training import EMBED_DIM, Trial, build, sample, train_steps
+from benchmarks.lab.training import EMBED_DIM, Trial, build, train_steps
 from pipeline.files import write_json
 from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, build_log_normalizer
 from pipeline.objectives import Features
@@ -180,7 +181,7 @@ def main() -> None:
                 temperature={"init": TAU, "learnable": False},
                 samples=arguments.samples,
             )
-            torch.save(tuple(record(trial, load())), path)
+            torch.save(tuple(record(trial, load(trial.corpus))), path)
         batches, moments = torch.load(path, weights_only=False)
     recording = Recording(batches, {k: Moment(*v) for k, v in moments.items()})
     variants = {name: VARIANTS[name] for name in arguments.only or VARIANTS} if not arguments.options else {}

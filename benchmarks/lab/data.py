@@ -1,34 +1,21 @@
-"""The corpus of the laboratory, in memory: emoji in seven drawing styles, or drawn scenes where there are none.
-
-Two drawing styles and a tenth of the concepts are never trained on. Half of the concepts in the held-out styles and
-the concepts of `split = val` are for tuning, the other half and `split = test` for reporting.
-"""
+"""A corpus of the laboratory, in memory, and the batches drawn from it."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import io
-import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import open_clip
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
 
-from data_prep.fabricate.emoji import Emoji, read_emoji
-
 SIZE = 32  # pixels
 CONTEXT = 16  # tokens
 CAPTIONS = 8  # variants per image
+CROP = (0.7, 1.0)  # area of the random crop
 VOCABULARY = 6144
-HELD_OUT_STYLES = ("twemoji", "openmoji")
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-TEMPLATES = ("{c}", "{c} emoji", "an emoji of {c}", "an icon of {c}", "a drawing of {c}")
 
 
 @dataclass(frozen=True)
@@ -84,72 +71,26 @@ class Vocabulary:
         return self._numbers[rows]
 
 
-@functools.cache
-def load(shared: Path = SHARED) -> Corpus:
-    """The emoji corpus with its tasks, CIFAR-10 and groceries."""
-    tokens = Vocabulary()
-    everything = read_emoji(shared)
-    training = [e for e in everything if e.split == "train" and e.style not in HELD_OUT_STYLES]
-    names = sorted({e.name for e in everything})
-    tuning: dict[str, Task] = {}
-    reporting: dict[str, Task] = {}
-    for tasks, half, split in ((tuning, 0, "val"), (reporting, 1, "test")):
-        for style in HELD_OUT_STYLES:
-            images = [e for e in everything if e.style == style and e.split == "train" and _half(e) == half]
-            tasks[style] = _emoji_task(images, names, tokens, pairs=True)
-        concepts = [e for e in everything if e.split == split]
-        tasks["concepts"] = _emoji_task(concepts, sorted({e.name for e in concepts}), tokens)
-    reporting["cifar10"] = _cifar10(shared, tokens)
-    reporting["grocery"] = _grocery(shared, tokens)
-    captions = tokens([_caption(e, variant) for e in training for variant in range(CAPTIONS)])
-    pixels = torch.stack([_pixels(e.image) for e in training])
-    return Corpus(pixels, captions.view(-1, CAPTIONS, CONTEXT), VOCABULARY, tuning, reporting)
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A random crop of CROP's area, resized back; images: (B, 3, S, S) uint8, returned as float of the same range."""
+    count = len(images)
+    side = torch.empty(count).uniform_(*CROP, generator=generator).sqrt()
+    shift = (torch.rand(count, 2, generator=generator) * 2 - 1) * (1 - side)[:, None]
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, :, 2] = shift
+    grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images.float(), grid, align_corners=False, padding_mode="border")
 
 
-def _half(emoji: Emoji) -> int:
-    return hashlib.sha256(emoji.codepoint.encode()).digest()[0] % 2
+def sample(corpus: Corpus, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Augmented images (B, 3, S, S) and one caption each (B, CONTEXT)."""
+    variant = torch.randint(CAPTIONS, (len(index),), generator=generator)
+    return augment(corpus.images[index], generator), corpus.captions[index, variant]
 
 
-def _emoji_task(emoji: list[Emoji], names: list[str], tokens: Vocabulary, pairs: bool = False) -> Task:
-    number = {name: i for i, name in enumerate(names)}
-    return Task(
-        torch.stack([_pixels(e.image) for e in emoji]),
-        tokens(names),
-        torch.tensor([number[e.name] for e in emoji]),
-        tokens([", ".join([e.name, *e.keywords[:3]]) for e in emoji]) if pairs else None,
-    )
-
-
-def _cifar10(shared: Path, tokens: Vocabulary) -> Task:
-    rows = pq.read_table(shared / "cifar10_test.parquet").to_pylist()
-    names = sorted({row["class_name"] for row in rows})
-    return Task(
-        torch.stack([_pixels(row["image"]) for row in rows]),
-        tokens(names),
-        torch.tensor([names.index(row["class_name"]) for row in rows]),
-    )
-
-
-def _grocery(shared: Path, tokens: Vocabulary) -> Task:
-    table = pq.read_table(shared / "grocery.parquet", columns=["image_bytes", "class_name", "split"])
-    rows = [row for row in table.to_pylist() if row["split"] == "test"]
-    names = sorted({row["class_name"] for row in rows})
-    return Task(
-        torch.stack([_pixels(row["image_bytes"]) for row in rows]),
-        tokens([name.replace("-", " ").lower() for name in names]),
-        torch.tensor([names.index(row["class_name"]) for row in rows]),
-    )
-
-
-def _caption(emoji: Emoji, variant: int) -> str:
-    rng = random.Random(f"{emoji.style}/{emoji.codepoint}/{variant}")
-    text = rng.choice(TEMPLATES).format(c=emoji.name)
-    if rng.random() < 0.4:
-        text += f" in {emoji.style.replace('_', ' ')} style"
-    return ", ".join([text, *rng.sample(emoji.keywords, min(rng.randint(0, 3), len(emoji.keywords)))])
-
-
-def _pixels(encoded: bytes) -> Tensor:
+def pixels(encoded: bytes) -> Tensor:
+    """(3, SIZE, SIZE) uint8 of the image's central square."""
     image = Image.open(io.BytesIO(encoded)).convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2

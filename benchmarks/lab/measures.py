@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from benchmarks.lab.data import Corpus, Task
+from benchmarks.lab.data import Corpus, Task, sample
 from pipeline.engine.train_module import TrainModule
 from pipeline.objectives import Features, Objective
 from pipeline.objectives.normalizer_error import normalizer_error
@@ -24,8 +24,6 @@ def log_normalizer_error(
     Every anchor's estimate is the one that a training step from here would use: for batches of the run's own size, each
     on a copy of the objective's state. The weights are the same for estimates and truth, as augmentation is.
     """
-    from benchmarks.lab.training import sample  # they need each other: a step is measured as it is trained
-
     generator = torch.Generator().manual_seed(seed)
     everything = torch.arange(len(corpus.images))
     with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import multiprocessing
 import os
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lab.data import load
+from benchmarks.lab.corpora import load
 from benchmarks.lab.training import Trial, run
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -32,10 +31,13 @@ def study(path: Path, trials: Mapping[str, Trial], jobs: int | None = None) -> d
     missing = {label: trial for label, trial in trials.items() if key(trial) not in done}
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
-        load()  # before the fork, so that the processes share it
+        for corpus in {trial.corpus for trial in missing.values()}:
+            load(corpus)  # before the fork, so that the processes share it
         jobs = jobs or os.cpu_count() or 1
         started = time.monotonic()
+        torn = path.is_file() and not path.read_bytes().endswith(b"\n")
         with multiprocessing.get_context("fork").Pool(jobs) as pool, open(path, "a") as stream:
+            stream.write("\n" if torn else "")
             for number, (label, result) in enumerate(pool.imap_unordered(_one, missing.items()), start=1):
                 stream.write(json.dumps(result) + "\n")
                 stream.flush()
@@ -57,13 +59,13 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
             result = json.loads(line)
         except ValueError:
             continue
-        results[result["key"]] = result
+        results[key(Trial(**result["trial"]))] = result
     return results
 
 
 def key(trial: Trial) -> str:
     """Of the settings that differ from the defaults."""
-    return hashlib.sha256(trial.model_dump_json().encode()).hexdigest()[:16]
+    return json.dumps(_settings(trial), sort_keys=True)
 
 
 def mean_and_error(values: list[float]) -> dict[str, float | None]:
@@ -90,8 +92,11 @@ def _processor() -> str:
     return platform.processor()
 
 
+def _settings(trial: Trial) -> dict[str, Any]:
+    return {**trial.model_dump(exclude_defaults=True), "corpus": trial.corpus}
+
+
 def _one(item: tuple[str, Trial]) -> tuple[str, dict[str, Any]]:
     label, trial = item
     torch.set_num_threads(1)
-    settings = trial.model_dump(exclude_defaults=True) | {"objective": trial.objective}
-    return label, {"key": key(trial), "trial": settings, **run(trial, load())}
+    return label, {"trial": _settings(trial), **run(trial, load(trial.corpus))}

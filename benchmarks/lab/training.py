@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from benchmarks.lab.data import CAPTIONS, CONTEXT, SIZE, VOCABULARY, Corpus
+from benchmarks.lab.corpora import DEFAULT
+from benchmarks.lab.data import CONTEXT, SIZE, VOCABULARY, Corpus, sample
 from benchmarks.lab.measures import accuracy, log_normalizer_error
 from benchmarks.lab.towers import Convolutions
 from pipeline.config.loader import parse
@@ -28,13 +29,13 @@ MODEL = {
     "vision_cfg": {"image_size": SIZE, "patch_size": SIZE, "width": 32, "head_width": 32, "layers": 1},  # replaced
     "text_cfg": {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 64, "heads": 2, "layers": 1},
 }
-CROP = (0.7, 1.0)  # area of the random crop
 
 
 class Trial(Section):
     """What decides a run. options, temperature, optimizer: as in a recipe. share: of the training images."""
 
     objective: str
+    corpus: str = DEFAULT
     options: dict[str, Any] = Field(default_factory=dict)
     temperature: dict[str, Any] = Field(default_factory=dict)
     optimizer: dict[str, Any] = Field(default_factory=dict)
@@ -119,24 +120,6 @@ def train_steps(setup: Setup) -> Iterator[tuple[int, StepResult]]:
         result = _step(setup, index, step)
         setup.seconds += time.perf_counter() - started
         yield step, result
-
-
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A random crop of CROP's area, resized back; images: (B, 3, S, S) uint8, returned as float of the same range."""
-    count = len(images)
-    side = torch.empty(count).uniform_(*CROP, generator=generator).sqrt()
-    shift = (torch.rand(count, 2, generator=generator) * 2 - 1) * (1 - side)[:, None]
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = side
-    theta[:, :, 2] = shift
-    grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
-    return torch.nn.functional.grid_sample(images.float(), grid, align_corners=False, padding_mode="border")
-
-
-def sample(corpus: Corpus, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Augmented images (B, 3, S, S) and one caption each (B, CONTEXT)."""
-    variant = torch.randint(CAPTIONS, (len(index),), generator=generator)
-    return augment(corpus.images[index], generator), corpus.captions[index, variant]
 
 
 def _step(setup: Setup, index: Tensor, step: int) -> StepResult:
