@@ -165,12 +165,15 @@ def _one(job: tuple[str, dict[str, Any], Recording]) -> tuple[str, dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a hundred steps, two variants, one JSON line")
     parser.add_argument("--samples", type=int, default=102_400)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--recording", type=Path, help="keep the recording here, or use the one that is here")
     parser.add_argument("--only", nargs="*", help="variants by name")
     parser.add_argument("--options", type=json.loads, nargs="*", default=[], help="further variants, as JSON")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.samples, arguments.only = 6_400, ["published, M 1024", "lr 0.005"]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.recording or Path(folder) / "recording.pt"
@@ -193,7 +196,9 @@ def main() -> None:
             results[name] = result
             shown = {k: v if v is None else round(v, 3) for k, v in result.items() if k not in ("options", "curve")}
             print(f"{name}: {shown}", file=sys.stderr, flush=True)
-    if not arguments.only and not arguments.options:
+    if arguments.quick:
+        print(json.dumps({name: round(result["mse"], 3) for name, result in results.items()}))
+    elif not arguments.only and not arguments.options:
         write_json(RESULTS / "npn_replay.json", {"variants": results, "machine": machine()})
 
 
