@@ -63,7 +63,7 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "neuclip": [
         *({**fixed(tau), "options": npn()} for tau in (0.05, 0.07)),
         *({**fixed(tau), "options": npn(alpha_gradient="through")} for tau in (0.05, 0.07)),
-        {**fixed(0.07), "options": npn(alpha_gradient="through", lr=0.005)},
+        {**fixed(0.07), "options": npn(alpha_gradient="through", lr=0.001)},
         {**learned(), "options": {**npn(), "rho": 4.0}},
     ],
 }
