@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import NPN, score
-from benchmarks.lab.study import RESULTS, machine, mean_and_error, study
-from benchmarks.lab.training import Trial
-from benchmarks.normalizer_error import error
+from accuracy import NPN, score
+from lab.study import RESULTS, machine, mean_and_error, study
+from lab.training import Trial
+from normalizer_error import error
 from pipeline.files import write_json
 
 SAMPLES = 51_200

@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab.study import RESULTS, machine, mean_and_error, study
-from benchmarks.lab.training import Trial
+from lab.study import RESULTS, machine, mean_and_error, study
+from lab.training import Trial
 from pipeline.files import write_json
 
 BATCH, SAMPLES, TUNING_SEED = 64, 102_400, 100

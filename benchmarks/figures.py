@@ -16,8 +16,8 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.lab.study import RESULTS, read
-from benchmarks.normalizer_error import CENTRE, OPTIONS
+from lab.study import RESULTS, read
+from normalizer_error import CENTRE, OPTIONS
 from pipeline.files import read_json
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"

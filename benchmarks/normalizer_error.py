@@ -22,8 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab.study import RESULTS, machine, mean_and_error, study
-from benchmarks.lab.training import Trial
+from lab.study import RESULTS, machine, mean_and_error, study
+from lab.training import Trial
 from pipeline.files import write_json
 
 # lr: the best of 0.3, 0.05, 0.005 and 0.001 by benchmarks/npn_replay.py; M and T_r scaled to a corpus of 6,815 images.

@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.lab.corpora import load
-from benchmarks.lab.data import Corpus, sample
-from benchmarks.lab.measures import encode_all
-from benchmarks.lab.study import RESULTS, machine
-from benchmarks.lab.training import EMBED_DIM, Trial, build, train_steps
+from lab.corpora import load
+from lab.data import Corpus, sample
+from lab.measures import encode_all
+from lab.study import RESULTS, machine
+from lab.training import EMBED_DIM, Trial, build, train_steps
 from pipeline.files import write_json
 from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, build_log_normalizer
 from pipeline.objectives import Features

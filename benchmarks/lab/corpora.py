@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 
-from benchmarks.lab.data import Corpus
-from benchmarks.lab.emoji import FOLDER, load_emoji
-from benchmarks.lab.scenes import load_scenes
 from data_prep.fabricate.emoji import IMAGES_FILE
+from lab.data import Corpus
+from lab.emoji import FOLDER, load_emoji
+from lab.scenes import load_scenes
 
 DEFAULT = "emoji" if (FOLDER / IMAGES_FILE).is_file() else "scenes"
 

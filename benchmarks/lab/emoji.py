@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.lab.data import CAPTIONS, CONTEXT, VOCABULARY, Corpus, Task, Vocabulary, pixels
 from data_prep.fabricate.emoji import Emoji, read_emoji
+from lab.data import CAPTIONS, CONTEXT, VOCABULARY, Corpus, Task, Vocabulary, pixels
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data"
 HELD_OUT_STYLES = ("twemoji", "openmoji")

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from benchmarks.lab.data import Corpus, Task, sample
+from lab.data import Corpus, Task, sample
 from pipeline.engine.train_module import TrainModule
 from pipeline.objectives import Features, Objective
 from pipeline.objectives.normalizer_error import normalizer_error

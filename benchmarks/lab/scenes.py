@@ -6,10 +6,10 @@ import random
 
 import torch
 
-from benchmarks.lab.data import CAPTIONS, CONTEXT, VOCABULARY, Corpus, Task, Vocabulary, pixels
 from data_prep.fabricate.captions import caption, captions
 from data_prep.fabricate.render import render
 from data_prep.fabricate.scenes import HELD_OUT, retrieval_scenes, training_scene, unseen_scene
+from lab.data import CAPTIONS, CONTEXT, VOCABULARY, Corpus, Task, Vocabulary, pixels
 
 TRAINING, HELD_OUT_SCENES = 6_000, 800
 TUNING, REPORTING = 1, 2  # seeds of the held-out scenes

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.lab.corpora import load
-from benchmarks.lab.training import Trial, run
+from lab.corpora import load
+from lab.training import Trial, run
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from benchmarks.lab.corpora import DEFAULT
-from benchmarks.lab.data import CONTEXT, SIZE, VOCABULARY, Corpus, sample
-from benchmarks.lab.measures import accuracy, log_normalizer_error
-from benchmarks.lab.towers import Convolutions
+from lab.corpora import DEFAULT
+from lab.data import CONTEXT, SIZE, VOCABULARY, Corpus, sample
+from lab.measures import accuracy, log_normalizer_error
+from lab.towers import Convolutions
 from pipeline.config.loader import parse
 from pipeline.config.schema import RunConfig, Section
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer, learning_rate, temperature_learning_rate

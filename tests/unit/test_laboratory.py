@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import accuracy as accuracy_benchmark
-from benchmarks import normalizer_error
-from benchmarks.lab import study as study_module
-from benchmarks.lab.data import CAPTIONS, CONTEXT, SIZE, VOCABULARY, Corpus, Task, Vocabulary, sample
-from benchmarks.lab.measures import accuracy, encode_all, log_normalizer_error
-from benchmarks.lab.study import study
-from benchmarks.lab.training import Trial, build, run
+import accuracy as accuracy_benchmark
+import normalizer_error
+from lab import study as study_module
+from lab.data import CAPTIONS, CONTEXT, SIZE, VOCABULARY, Corpus, Task, Vocabulary, sample
+from lab.measures import accuracy, encode_all, log_normalizer_error
+from lab.study import study
+from lab.training import Trial, build, run
 
 TINY = {"batch_size": 8, "samples": 32, "corpus": "tiny"}
 
