@@ -43,28 +43,23 @@ def npn(**options: Any) -> dict[str, Any]:
 
 # Six each. What is not said is as published (METHOD) or the laboratory's.
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
-    "openclip": [*(fixed(tau) for tau in (0.03, 0.05, 0.07, 0.1)), learned(), learned(1e-2)],
+    "openclip": [*(fixed(tau) for tau in (0.03, 0.05, 0.07, 0.1, 0.15)), learned()],
     "siglip": [
         *(learned(lr) for lr in (2e-4, 1e-3, 1e-2)),
         *({**learned(lr), "optimizer": {"lr": 2e-3}} for lr in (2e-4, 1e-3, 1e-2)),
     ],
     "fastclip": [
-        *(fixed(tau) for tau in (0.03, 0.05, 0.07)),
-        {**fixed(0.05), "options": {"gamma_min": 0.6}},
-        {**fixed(0.07), "options": {"gamma_min": 0.6}},
-        {**learned(), "options": {"rho": 4.0}},
+        *(fixed(tau) for tau in (0.05, 0.07, 0.1)),
+        *({**fixed(tau), "options": {"gamma_min": 0.6}} for tau in (0.05, 0.07, 0.1)),
     ],
     "amorlip": [
-        *(fixed(tau) for tau in (0.03, 0.05, 0.07)),
-        {**fixed(0.05), "options": {"lambda_from": "ema"}},
-        {**fixed(0.07), "options": {"lambda_from": "ema"}},
-        {**fixed(0.1)},
+        *(fixed(tau) for tau in (0.05, 0.07, 0.1)),
+        *({**fixed(tau), "options": {"lambda_from": "ema"}} for tau in (0.05, 0.07, 0.1)),
     ],
     "neuclip": [
-        *({**fixed(tau), "options": npn()} for tau in (0.05, 0.07)),
-        *({**fixed(tau), "options": npn(alpha_gradient="through")} for tau in (0.05, 0.07)),
-        {**fixed(0.07), "options": npn(alpha_gradient="through", lr=0.001)},
-        {**learned(), "options": {**npn(), "rho": 4.0}},
+        *({**fixed(tau), "options": npn(lr=0.05)} for tau in (0.05, 0.07, 0.1)),
+        *({**fixed(tau), "options": npn(lr=0.001)} for tau in (0.07, 0.1)),
+        {**fixed(0.07), "options": npn(lr=0.05, alpha_gradient="through")},
     ],
 }
 
