@@ -95,18 +95,23 @@ def tuned(jobs: int | None) -> dict[str, dict[str, Any]]:
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """runs: by objective, one result per seed in the order of seeds."""
+    """runs: by objective, one result per seed in the order of seeds; those that diverged are counted, not averaged."""
     table, against = {}, {}
     for objective, results in runs.items():
-        tasks = [by_task(result["final"]) for result in results]
-        table[objective] = {
+        whole = [result for result in results if "diverged" not in result]
+        tasks = [by_task(result["final"]) for result in whole]
+        table[objective] = {"diverged": len(results) - len(whole)}
+        if not whole:
+            continue
+        table[objective] |= {
             "average": mean_and_error([statistics.mean(t.values()) for t in tasks]),
             **{name: mean_and_error([t[name] for t in tasks]) for name in tasks[0]},
             "seconds": statistics.median(result["seconds"] for result in results),
         }
         if objective != OURS:
-            pairs = zip(runs[OURS], results, strict=True)
-            against[objective] = mean_and_error([score(ours) - score(theirs) for ours, theirs in pairs])
+            pairs = [pair for pair in zip(runs[OURS], results, strict=True) if not any("diverged" in r for r in pair)]
+            if pairs:
+                against[objective] = mean_and_error([score(ours) - score(theirs) for ours, theirs in pairs])
     return {"table": table, "neuclip_minus": against}
 
 
@@ -114,7 +119,8 @@ def curves(runs: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, fl
     """By objective: the average over tasks and seeds against samples and seconds."""
     drawn: dict[str, list[dict[str, float]]] = {}
     for objective, results in runs.items():
-        for points in zip(*([p for p in r["curve"] if by_task(p)] for r in results), strict=True):
+        whole = [result for result in results if "diverged" not in result]
+        for points in zip(*([p for p in r["curve"] if by_task(p)] for r in whole), strict=True):
             drawn.setdefault(objective, []).append(
                 {
                     "samples": points[0]["samples"],

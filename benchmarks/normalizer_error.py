@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -52,7 +53,9 @@ def trial(objective: str, setting: Setting, seed: int, samples: int = SAMPLES) -
 
 
 def error(result: dict[str, Any]) -> float:
-    """The median of the second half of the run's measurements."""
+    """The median of the second half of the run's measurements; inf of a run that diverged."""
+    if "diverged" in result:
+        return math.inf
     errors = [point["mse"] for point in result["curve"] if "mse" in point]
     return statistics.median(errors[len(errors) // 2 :])
 

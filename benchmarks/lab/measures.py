@@ -65,7 +65,8 @@ def accuracy(module: TrainModule, tasks: dict[str, Task]) -> dict[str, float]:
 
 
 def _top(name: str, scores: Tensor, labels: Tensor) -> dict[str, float]:
-    rank = (scores > scores.gather(1, labels[:, None])).sum(dim=1)
+    # Ties and NaN count as misses: collapsed or diverged features must not score.
+    rank = (~(scores < scores.gather(1, labels[:, None]))).sum(dim=1) - 1
     return {f"{name}_top{k}": 100 * float((rank < k).float().mean()) for k in (1, 5)}
 
 

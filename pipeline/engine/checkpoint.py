@@ -94,6 +94,8 @@ class Checkpointer:
                 "bytes": path.stat().st_size,
                 "sha256": sha256_file(path),
             }
+        for folder in [path for path in temporary.rglob("*") if path.is_dir()]:
+            fsync_folder(folder)
         fsync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)  # an incomplete tag of the same name
         temporary.rename(final)

@@ -32,11 +32,15 @@ OWNED_BY_RECIPE = {
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """The dict for `deepspeed.initialize`.
 
-    Raises UserError for a missing or conflicting file, and when the ranks do not divide the global batch.
+    Raises UserError for a missing or conflicting file, for fp16, and when the ranks do not divide the global batch.
     """
     micro_batch_size = local_batch_size(config, world_size)
     precision = config.train.precision
-    half = {"bf16": "bfloat16", "fp16": "float16"}.get(precision)
+    if precision == "fp16":
+        raise UserError(
+            "train.precision=fp16: under torch_autocast DeepSpeed 0.19 never lowers its loss scale, so the first "
+            "overflow ends all learning, and it clips gradients that are still scaled. Use bf16, or fp32"
+        )
     return {
         **_user_file(config.train.deepspeed),
         "train_batch_size": config.train.global_batch_size,
@@ -44,7 +48,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.clip_grad_norm,
         # Parameters, tau above all, stay fp32: at 8 bits of mantissa tau could only move in steps of 1.5 %.
-        **({"torch_autocast": {"enabled": True, "dtype": half}} if half else {}),
+        **({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}} if precision == "bf16" else {}),
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,

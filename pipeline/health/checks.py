@@ -117,11 +117,13 @@ class FrozenGroup(Check):
         if group == "temperature":
             self.reads += ("train/tau", "train/tau_grad")
         self._before: float | None = None
+        self._highest_rate = 0.0
 
     def _judge(self, metrics: Mapping[str, float]) -> str | None:
-        norm, before = metrics[self._norm], self._before
-        self._before = norm
-        if norm != before or metrics[self._rate] == 0 or self._tau_is_held(metrics):
+        norm, before, rate = metrics[self._norm], self._before, metrics[self._rate]
+        self._before, self._highest_rate = norm, max(self._highest_rate, rate)
+        # At the end of a schedule a step can be smaller than fp32 resolves: of a bias near -10, say.
+        if norm != before or rate <= 0.01 * self._highest_rate or self._tau_is_held(metrics):
             return None
         return (
             f"{self._norm} is {norm:.9g} as diagnostics.every_steps before, a change of 0 (threshold: any): the "
@@ -147,9 +149,11 @@ class NormalizerErrorGrows(Check):
     symptom = "normalizer_error"
     reads = ("npn/log_normalizer_mse",)
 
-    def __init__(self, config: HealthConfig) -> None:
+    def __init__(self, config: HealthConfig, objective: str) -> None:
         super().__init__()
         self._factor, self._floor = config.normalizer_error_factor, config.normalizer_error_floor
+        self._of_network = " Take more inner steps, or restart it more often (objectives.neuclip.npn);"
+        self._of_network = self._of_network if objective == "neuclip" else ""
         self._last: deque[float] = deque(maxlen=WINDOW)
         self._lowest = float("inf")
 
@@ -165,8 +169,8 @@ class NormalizerErrorGrows(Check):
         return (
             f"npn/log_normalizer_mse {median:.3g} (median of {WINDOW}) is above {threshold:.3g}, "
             f"health.normalizer_error_factor={self._factor:g} times the lowest so far, {self._lowest:.3g}: the "
-            "normalizers no longer follow the encoders. Take more inner steps or restart the NPN more often "
-            "(objectives.neuclip.npn), use a larger train.global_batch_size, or lower optimizer.lr"
+            f"normalizers no longer follow the encoders.{self._of_network} Use a larger train.global_batch_size, or "
+            "lower optimizer.lr"
         )
 
 

@@ -44,7 +44,7 @@ class Health:
         self._checks: list[Check] = [
             SkippedSteps(health),
             *(FrozenGroup(group, bounds) for group in groups),
-            NormalizerErrorGrows(health),
+            NormalizerErrorGrows(health, config.objective),
             FeatureCollapse(health, config.optimizer.warmup_steps),
             PrototypeCollapse(health),
             TauAtBound(health, bounds, config.objective, rho),

@@ -45,5 +45,6 @@ def held() -> Iterator[None]:
 
 def _stop(number: int, frame: object) -> None:
     _received.append(signal.Signals(number).name)
-    if not _held:
+    # A second one must not break off what the first has begun: children that are saving.
+    if len(_received) == 1 and not _held:
         raise Stopped(_received[0])

@@ -82,6 +82,11 @@ class Objective(nn.Module):
         """
 
     @property
+    def rho(self) -> float | None:
+        """The target in force that tau follows, for advice about tau; None where there is none."""
+        return getattr(self.config, "rho", None)
+
+    @property
     def estimates_normalizers(self) -> bool:
         """Whether `forward` gives a log_normalizer, whose error is worth encoding the reference samples for."""
         return True

@@ -84,6 +84,11 @@ class FastCLIP(Objective):
         self.samples_seen = 0
 
     @property
+    def rho(self) -> float | None:
+        """Of v2 and v3; the others have a field that they do not use."""
+        return self.config.rho if self.config.version in ("v2", "v3") else None
+
+    @property
     def estimates_normalizers(self) -> bool:
         """v2's are at temperatures of their own, the log-normalizer error at the common one."""
         return self.config.version != "v2"
@@ -112,7 +117,7 @@ class FastCLIP(Objective):
             ratio = (log_g - log_normalizer).exp()
 
             scale = torch.ones_like(tau) if version == "v0" else anchor_tau
-            level = log_normalizer + (config.rho if version in ("v2", "v3") else 0)
+            level = log_normalizer + (self.rho or 0)
             loss = (scale * level).sum(dim=0).mean()
             log_weight = scale.log() - math.log(batch.size * (batch.size - 1)) - log_normalizer
             feature_grad = feature_gradient(batch, anchor_tau, log_g, log_weight)

@@ -104,6 +104,13 @@ def test_a_study_continues_after_a_kill(corpus: Corpus, tmp_path: Path, monkeypa
     assert again["seed 2"]["trial"]["seed"] == 2
 
 
+def test_collapsed_or_diverged_features_do_not_score(corpus: Corpus) -> None:
+    module = build(Trial(objective="openclip", **TINY), corpus).module
+    for value in (0.0, torch.nan):
+        torch.nn.init.constant_(module.towers.visual.projection.weight, value)
+        assert accuracy(module, corpus.tuning)["tuned_top1"] == 0
+
+
 def test_tokens_are_renumbered_and_the_end_stays_last() -> None:
     tokens = Vocabulary()
     first, second = tokens(["a red star", "a blue star"])
@@ -127,14 +134,25 @@ def test_what_is_added_by_a_smaller_batch_and_a_larger_corpus() -> None:
 
 def test_the_difference_is_taken_seed_by_seed() -> None:
     def result(score: float) -> dict[str, object]:
-        point = {"a_top1": score, "a_top5": 99.0, "b_top1": score + 2, "loss": 1.0}
+        point = {
+            "a_top1": score,
+            "a_top5": 99.0,
+            "b_top1": score + 2,
+            "loss": 1.0,
+            "tau": 1.0,
+            "samples": 1,
+            "seconds": 1,
+        }
         return {"final": point, "seconds": 1.0, "curve": [point]}
 
-    runs = {"neuclip": [result(5), result(9)], "openclip": [result(4), result(7)]}
+    diverged = {"final": {}, "seconds": 1.0, "curve": [], "diverged": 7}
+    runs = {"neuclip": [result(5), result(9), result(1)], "openclip": [result(4), result(7), diverged]}
     outcome = accuracy_benchmark.summary(runs)
     assert outcome["neuclip_minus"]["openclip"] == {"mean": 1.5, "se": 0.5}
-    assert outcome["table"]["neuclip"]["average"] == {"mean": 8.0, "se": 2.0}
-    assert outcome["table"]["openclip"]["b"]["mean"] == 7.5
+    assert outcome["table"]["neuclip"]["average"]["mean"] == 6.0
+    assert outcome["table"]["openclip"]["b"] == {"mean": 7.5, "se": 1.5}
+    assert outcome["table"]["openclip"]["diverged"] == 1
+    assert len(accuracy_benchmark.curves(runs)["openclip"]) == 1
 
 
 def test_every_objective_is_tuned_as_much() -> None:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.schema import Section
 
-OF_PROTOTYPES = ("restart", "ring", "warmup_restarts", "masses")  # options that mean nothing to an MLP
+OF_PROTOTYPES = ("restart", "dead_below", "ring", "warmup_restarts", "masses")  # options that mean nothing to an MLP
 
 
 class LogNormalizerConfig(Section):
@@ -36,4 +36,6 @@ class LogNormalizerConfig(Section):
         names = [name for name in OF_PROTOTYPES if getattr(self, name) != defaults[name].default]
         if self.network == "mlp" and names:
             raise ValueError(f"network: mlp has no prototypes; leave out {', '.join(names)}")
+        if self.optimizer == "adam" and self.accumulator_init:
+            raise ValueError("accumulator_init is AdaGrad's: leave it out with optimizer: adam")
         return self
