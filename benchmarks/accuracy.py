@@ -96,7 +96,8 @@ def tuned(jobs: int | None) -> dict[str, dict[str, Any]]:
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """runs: by objective, one result per seed in the order of seeds; those that diverged are counted, not averaged."""
-    table, against = {}, {}
+    table: dict[str, dict[str, Any]] = {}
+    against = {}
     for objective, results in runs.items():
         whole = [result for result in results if "diverged" not in result]
         tasks = [by_task(result["final"]) for result in whole]

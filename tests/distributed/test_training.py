@@ -290,6 +290,7 @@ def refusals(corpus: Path, folder: Path, whole: Path) -> dict[str, str]:
     return {
         "recipe": refusal(config_of(corpus, same, "optimizer.lr=0.5"), whole),
         "batch": refusal(config_of(corpus, "train.processes=1", "train.global_batch_size=13"), folder),
+        "fp16": refusal(config_of(corpus, "train.precision=fp16"), folder),
         "duration": refusal(config_of(corpus, "train.steps=null", "train.samples=5"), folder),
     }
 
@@ -301,6 +302,7 @@ def test_what_cannot_go_on_is_refused_with_the_reason(
     (said, _) = run_ranks(2, refusals, noise_corpus, tmp_path, whole)
     assert "optimizer.lr: 0.001 -> 0.5" in said["recipe"]
     assert "train.global_batch_size=13 cannot be split over 2 ranks" in said["batch"]
+    assert "Use bf16, or fp32" in said["fp16"]
     assert "less than one global batch of 12" in said["duration"]
     (alone,) = run_ranks(1, refusal, config_of(noise_corpus, "train.log_every_steps=1"), whole)
     assert "saved by 2 ranks and this run has 1" in alone
