@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -81,5 +82,5 @@ def _normalised(module: TrainModule, images: Tensor) -> Tensor:
     return (images - module.mean) / module.std
 
 
-def _encode_chunks(encode, inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def _encode_chunks(encode: Callable[..., Tensor], inputs: Tensor) -> Tensor:
     return torch.cat([encode(inputs[i : i + CHUNK], normalize=True) for i in range(0, len(inputs), CHUNK)])

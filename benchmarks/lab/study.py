@@ -18,6 +18,7 @@ import torch
 
 from lab.corpora import load
 from lab.training import Trial, run
+from pipeline.locks import exclusive
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -26,14 +27,19 @@ def study(path: Path, trials: Mapping[str, Trial], jobs: int | None = None) -> d
     """The results of `trials` by label, {trial, seconds, curve, final, ...}; those that the file lacks are run.
 
     A run counts as done when a line of the file has the same settings, whatever its label. jobs: processes at once.
+    Raises UserError while another process makes runs of the same file.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path.with_suffix(".lock"), str(path)):
+        return _study(path, trials, jobs or os.cpu_count() or 1)
+
+
+def _study(path: Path, trials: Mapping[str, Trial], jobs: int) -> dict[str, dict[str, Any]]:
     done = read(path)
     missing = {label: trial for label, trial in trials.items() if key(trial) not in done}
     if missing:
-        path.parent.mkdir(parents=True, exist_ok=True)
         for corpus in {trial.corpus for trial in missing.values()}:
             load(corpus)  # before the fork, so that the processes share it
-        jobs = jobs or os.cpu_count() or 1
         started = time.monotonic()
         torn = path.is_file() and not path.read_bytes().endswith(b"\n")
         with multiprocessing.get_context("fork").Pool(jobs) as pool, open(path, "a") as stream:

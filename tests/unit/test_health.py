@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from pipeline.config.loader import load_recipe
+from pipeline.config.schema import HealthConfig, TemperatureConfig
 from pipeline.data.loader import Batch
 from pipeline.engine.engine import StepOutput
 from pipeline.errors import UserError
 from pipeline.health import Health
+from pipeline.health.checks import FrozenGroup, NormalizerErrorGrows
 from pipeline.objectives import Features, ObjectiveOutput
 from pipeline.tracking.metrics import MetricBuffer
 
@@ -200,3 +202,22 @@ def test_what_is_not_finite_stops_the_run(name: str, value: float, precision: st
 def test_outside_fp16_a_skipped_step_is_no_excuse() -> None:
     with pytest.raises(UserError, match="grad_norm is inf"):
         FakeRun("train.precision=bf16").step(train__grad_norm=math.inf, train__skipped_steps=1.0)
+
+
+def test_a_step_below_what_fp32_resolves_is_no_frozen_group() -> None:
+    """At the end of a cosine a bias near -10 stands still; a group that stands still at a full rate does not train."""
+    check = FrozenGroup("no_decay", TemperatureConfig())
+    rates = (1e-3, 1e-3, 2e-7, 2e-7)
+    norms = (10.0, 9.9, 9.8, 9.8)
+    for rate, norm in zip(rates, norms, strict=True):
+        assert check.update({"train/lr": rate, "train/parameter_norm_no_decay": norm}) is None
+    assert "is frozen" in (check.update({"train/lr": 1e-3, "train/parameter_norm_no_decay": 9.8}) or "")
+
+
+@pytest.mark.parametrize(("objective", "named"), [("neuclip", True), ("openclip", False)])
+def test_the_advice_on_a_growing_error_fits_the_objective(objective: str, named: bool) -> None:
+    check = NormalizerErrorGrows(HealthConfig(), objective)
+    said = [check.update({"npn/log_normalizer_mse": error}) for error in (0.1, 0.1, 0.1, 50.0, 50.0)]
+    assert said[:-1] == [None] * 4
+    assert ("objectives.neuclip.npn" in (said[-1] or "")) == named
+    assert "global_batch_size" in (said[-1] or "")

@@ -17,6 +17,8 @@ from lab.data import CAPTIONS, CONTEXT, SIZE, VOCABULARY, Corpus, Task, Vocabula
 from lab.measures import accuracy, encode_all, log_normalizer_error
 from lab.study import study
 from lab.training import Trial, build, run
+from pipeline.errors import UserError
+from pipeline.locks import exclusive
 
 TINY = {"batch_size": 8, "samples": 32, "corpus": "tiny"}
 
@@ -102,6 +104,11 @@ def test_a_study_continues_after_a_kill(corpus: Corpus, tmp_path: Path, monkeypa
     assert {label: again[label] for label in trials} == first
     assert len(path.read_text().splitlines()) == 4  # three runs and the torn line
     assert again["seed 2"]["trial"]["seed"] == 2
+
+
+def test_two_studies_of_one_file_do_not_mix(tmp_path: Path) -> None:
+    with exclusive(tmp_path / "runs.lock", "the study"), pytest.raises(UserError, match=r"runs\.jsonl"):
+        study(tmp_path / "runs.jsonl", {"one": Trial(objective="openclip", **TINY)}, jobs=1)
 
 
 def test_collapsed_or_diverged_features_do_not_score(corpus: Corpus) -> None:

@@ -133,3 +133,15 @@ def test_state_round_trip_continues_the_same_trajectory():
 def test_options_of_prototypes_are_refused():
     with pytest.raises(UserError, match=r"network: mlp has no prototypes; leave out restart, masses"):
         build_objective("neuclip", {"npn": {"network": "mlp", "masses": "learned", "restart": "dead"}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": "mlp", "dead_below": 0.5}, "leave out dead_below"),
+        ({"optimizer": "adam", "accumulator_init": 1e-6}, "accumulator_init is AdaGrad's"),
+    ],
+)
+def test_an_option_without_effect_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        build_objective("neuclip", {"npn": options})

@@ -15,6 +15,7 @@ from torch import nn
 from pipeline.errors import UserError
 from pipeline.models.log_partition import LogPartitionConfig, LogPartitionNetwork
 from pipeline.objectives import Features, build_objective
+from tests.unit.embeddings import hard_batches, unit_rows
 
 RHO, BOUND = 8.5, 1e3
 FITS = ["l2_log", "kl", "symmetric_kl", "js"]
@@ -29,11 +30,6 @@ def double():
         yield
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-def unit_rows(seed, rows, dim, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
 
 
 def reference_log_partition(e1, e2, tau, pos_coef):
@@ -343,19 +339,6 @@ def test_metrics_say_what_they_are_named():
     log_z = torch.tensor(reference_log_partition(e1, e2, tau, 1e-3))
     assert output.metrics["amorlip/log_lambda_mean"].item() == pytest.approx(log_z.mean().item())
     assert not any(value.requires_grad for value in output.metrics.values())
-
-
-def hard_batches():
-    identical = unit_rows(5, 1, 16).repeat(8, 1)
-    e1, e2 = unit_rows(6, 8, 16), unit_rows(7, 8, 16)
-    return {
-        "random": (e1, e2),
-        "identical images": (identical, e2),
-        "all identical": (identical, identical),
-        "positive below every negative": (e1, -e1),
-        "two samples": (e1[:2], e2[:2]),
-        "aligned": (e1, e1),
-    }
 
 
 @pytest.mark.parametrize("lambda_from", ["target", "ema"])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.objectives import Features, build_objective
+from tests.unit.embeddings import hard_batches, unit_rows
 
 EPS, RHO, GAMMA_MIN, DECAY_EPOCHS = 1e-14, 6.5, 0.2, 2
 VERSIONS = ["v0", "v1", "v2", "v3"]
@@ -106,11 +107,6 @@ class Reference:
         self.square[key] = beta2 * self.square[key] + (1 - beta2) * gradient**2
         m, v = self.momentum[key] / (1 - beta1 ** (epoch + 1)), self.square[key] / (1 - beta2 ** (epoch + 1))
         self.tau[key] = min(max(tau - self.lr * m / (math.sqrt(v) + 1e-8), self.minimum), self.maximum)
-
-
-def unit_rows(seed, rows, dim, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
 
 
 def build(version, dataset_size, dim=6, epochs=1.0, **options):
@@ -238,19 +234,6 @@ def test_an_estimator_far_off_does_no_harm(version, off_by):
     assert all(torch.isfinite(tensor).all() for tensor in (output.loss, *gradients))
 
 
-def hard_batches():
-    identical = unit_rows(5, 1, 16).repeat(8, 1)
-    e1, e2 = unit_rows(6, 8, 16), unit_rows(7, 8, 16)
-    return {
-        "random": (e1, e2),
-        "identical images": (identical, e2),
-        "all identical": (identical, identical),
-        "positive below every negative": (e1, -e1),
-        "two samples": (e1[:2], e2[:2]),
-        "aligned": (e1, e1),
-    }
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("tau", [0.005, 0.01, 0.07])
 @pytest.mark.parametrize("case", hard_batches())
@@ -335,3 +318,8 @@ def test_evaluation_leaves_the_state_alone(version):
     run(objective.eval(), e2, e1, [0, 1, 5, 6], 0.07)
     torch.testing.assert_close(objective.sharded_state(), before, rtol=0, atol=0, equal_nan=True)
     assert objective.state_dict()["_extra_state"] == {"samples_seen": 4}
+
+
+@pytest.mark.parametrize(("version", "rho"), [("v0", None), ("v1", None), ("v2", RHO), ("v3", RHO)])
+def test_rho_is_reported_where_it_is_in_force(version, rho):
+    assert build(version, 4).rho == rho

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,11 +11,7 @@ from pipeline.distributed import rank, world_size
 from pipeline.objectives import Features
 from pipeline.objectives.geometry import geometry
 from tests.distributed.launch import run_ranks
-
-
-def unit_rows(seed, rows, dim):
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=-1)
+from tests.unit.embeddings import unit_rows
 
 
 def potential(x):

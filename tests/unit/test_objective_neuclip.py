@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.objectives import Features, build_objective, global_batch
+from tests.unit.embeddings import hard_batches, unit_rows
 
 EPS, RHO = 1e-14, 6.5
 
@@ -52,11 +53,6 @@ def reference_loss(e1, e2, tau, alpha, bound=1e3):
             term = math.exp(x) if x <= math.log(bound) else bound * (1 + x - math.log(bound))
             total += tau * (term + alpha[side, i] - 1) / len(e1)
     return total + 2 * RHO * tau
-
-
-def unit_rows(seed, rows, dim, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
 
 
 def build(rows=8, dim=6, prototypes=12, **npn):
@@ -165,19 +161,6 @@ def test_a_runaway_ratio_is_continued_linearly_and_counted():
         moved = (e1 + sign * 1e-7 * direction).numpy()
         slope += sign * reference_loss(moved, e2.numpy(), 0.03, alpha) / 2e-7
     assert (gradients[0] * direction).sum().item() == pytest.approx(slope, rel=1e-4)
-
-
-def hard_batches():
-    identical = unit_rows(5, 1, 16).repeat(8, 1)
-    e1, e2 = unit_rows(6, 8, 16), unit_rows(7, 8, 16)
-    return {
-        "random": (e1, e2),
-        "identical images": (identical, e2),
-        "all identical": (identical, identical),
-        "positive below every negative": (e1, -e1),
-        "two samples": (e1[:2], e2[:2]),
-        "aligned": (e1, e1),
-    }
 
 
 @pytest.mark.parametrize("tau", [0.005, 0.01, 0.07])

@@ -6,16 +6,11 @@ import numpy as np
 import open_clip.loss
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.objectives import Features, build_objective, global_batch
-
-
-def unit_rows(seed, rows, dim, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
+from tests.unit.embeddings import unit_rows
 
 
 def run(e1, e2, tau):

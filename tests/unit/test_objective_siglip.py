@@ -12,13 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.objectives import Features, build_objective, global_batch
+from tests.unit.embeddings import unit_rows
 
 BIAS = -10.0
-
-
-def unit_rows(seed, rows, dim, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
 
 
 def leaves_of(*tensors, tau, bias):
