@@ -50,7 +50,8 @@ class Trial(Section):
 
 @dataclass
 class Setup:
-    """A run before its first step. seconds: of training so far, measurements left out."""
+    """A run before its first step. seconds: of processor time in training so far, measurements left
+    out; on one thread they are wall-clock seconds of an idle core, and other work on the machine does not count."""
 
     trial: Trial
     corpus: Corpus
@@ -116,9 +117,9 @@ def train_steps(setup: Setup) -> Iterator[tuple[int, StepResult]]:
     """Train; yields after every step, counted from 1."""
     batches = _batches(len(setup.corpus.images), setup.trial.batch_size, setup.steps, setup.generator)
     for step, index in enumerate(batches, start=1):
-        started = time.perf_counter()
+        started = time.process_time()
         result = _step(setup, index, step)
-        setup.seconds += time.perf_counter() - started
+        setup.seconds += time.process_time() - started
         yield step, result
 
 

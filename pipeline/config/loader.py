@@ -1,5 +1,7 @@
 """A recipe to a checked config: defaults < YAML < dotted overrides; an unknown key is an error.
 
+A YAML may begin with `extends: RECIPE`: it then says only what differs from that one.
+
 config = load_recipe("demo", ["train.steps=100", "objectives.neuclip.rho=6.5"])
 """
 
@@ -31,8 +33,7 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises UserError that names the file, the key, and the nearest valid key.
     """
     path = find_recipe(recipe)
-    tree = read_yaml(path)
-    tree.setdefault("name", path.stem)
+    tree = _read_recipe(path, ())
     for override in overrides:
         _apply(tree, override)
     return parse(RunConfig, tree, where=str(recipe))
@@ -44,6 +45,32 @@ def find_recipe(recipe: str | Path) -> Path:
         if path.is_file():
             return path
     raise UserError(f"no recipe {str(recipe)!r}: {_nearest(str(recipe), recipe_names())}, or give a YAML file")
+
+
+def _read_recipe(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """The recipe's tree, laid over the one that it extends; its name is its own."""
+    path = path.resolve()
+    if path in extended_by:
+        raise UserError(f"{path} extends itself, by way of {', '.join(p.name for p in extended_by)}")
+    tree = read_yaml(path)
+    tree.setdefault("name", path.stem)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends: give the name of a recipe or a YAML file, not {base!r}")
+    beside = path.parent / base
+    found = beside if beside.is_file() else find_recipe(base)
+    return _merged(_read_recipe(found, (*extended_by, path)), tree)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Section by section; anything but a section is replaced as a whole."""
+    both = {
+        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in over.items()
+    }
+    return {**base, **both}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

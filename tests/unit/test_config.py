@@ -93,3 +93,34 @@ def test_differences_name_leaves() -> None:
         "a.c: 2 -> 3",
         "d: None -> 4",
     ]
+
+
+def test_a_recipe_says_only_what_differs_from_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: demo\nobjectives: {neuclip: {npn: {lr: 0.5}}}\ntemperature: {init: 0.2}\n"
+    )
+    mine, demo = load_recipe(tmp_path / "mine.yaml", ["seed=3"]), load_recipe("demo")
+    changed = {line.split(":")[0] for line in differences(demo.model_dump(mode="json"), mine.model_dump(mode="json"))}
+    assert changed == {"name", "objectives.neuclip.npn.lr", "temperature.init", "seed"}
+    assert mine.name == "mine"
+
+
+def test_a_recipe_extends_the_file_beside_it_before_a_shipped_one(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("extends: demo\nseed: 5\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\ndescription: of two\n")
+    mine = load_recipe(tmp_path / "mine.yaml")
+    assert (mine.seed, mine.description, mine.name) == (5, "of two", "mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("extends: mine.yaml\n", "extends itself"),
+        ("extends: demoo\n", "did you mean 'demo'"),
+        ("extends: [demo]\n", "give the name of a recipe"),
+    ],
+)
+def test_a_base_that_cannot_be_is_named(tmp_path: Path, text: str, hint: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=hint):
+        load_recipe(tmp_path / "mine.yaml")
