@@ -121,7 +121,7 @@ class Trainer:
             NormalizerError(self),
             Geometry(config.train.log_every_steps),
             ParameterNorms(config.diagnostics.every_steps),
-            Health(config, self.engine.parameter_groups, self.engine.objective.rho),
+            Health(config, self.engine.parameter_groups, self.engine.schedule.warmup_steps, self.engine.objective.rho),
             Logging(config.train.log_every_steps, self.progress.step),
             Saving(config.checkpoint.every_steps, config.checkpoint.every_minutes),
         ]

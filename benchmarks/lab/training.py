@@ -18,7 +18,8 @@ from lab.measures import accuracy, log_normalizer_error
 from lab.towers import Convolutions
 from pipeline.config.loader import parse
 from pipeline.config.schema import RunConfig, Section
-from pipeline.engine.optimizer import TEMPERATURE, build_optimizer, learning_rate, temperature_learning_rate
+from pipeline.engine.optimizer import TEMPERATURE, build_optimizer
+from pipeline.engine.schedule import Schedule, build_schedule, temperature_rate
 from pipeline.engine.train_module import TrainModule, build_train_module
 from pipeline.objectives import Features, Objective, build_objective
 
@@ -59,6 +60,7 @@ class Setup:
     module: TrainModule
     objective: Objective
     optimizer: torch.optim.Optimizer
+    schedule: Schedule
     generator: torch.Generator
     steps: int
     seconds: float = 0.0
@@ -109,8 +111,9 @@ def build(trial: Trial, corpus: Corpus) -> Setup:
     size = len(corpus.images)
     objective.prepare(torch.device("cpu"), EMBED_DIM, size, trial.seed, trial.samples / size)
     optimizer = build_optimizer(module, config.optimizer, config.temperature)
+    schedule = build_schedule(config.optimizer, steps, trial.batch_size, size)
     generator = torch.Generator().manual_seed(trial.seed)
-    return Setup(trial, corpus, config, module, objective, optimizer, generator, steps)
+    return Setup(trial, corpus, config, module, objective, optimizer, schedule, generator, steps)
 
 
 def train_steps(setup: Setup) -> Iterator[tuple[int, StepResult]]:
@@ -128,10 +131,9 @@ def _step(setup: Setup, index: Tensor, step: int) -> StepResult:
     encoded = module(*sample(setup.corpus, index, setup.generator))
     features = Features(encoded.image_features, encoded.text_features)
     output = setup.objective(features, index, encoded.tau, encoded.logit_bias)
-    rate = learning_rate(step - 1, setup.steps, config.optimizer)
-    temperature_rate = temperature_learning_rate(float(encoded.tau.detach()), config.temperature)
+    rate, of_tau = setup.schedule.rate(step - 1), temperature_rate(float(encoded.tau.detach()), config.temperature)
     for group in setup.optimizer.param_groups:
-        group["lr"] = temperature_rate if group["name"] == TEMPERATURE else rate
+        group["lr"] = of_tau if group["name"] == TEMPERATURE else rate
     setup.optimizer.zero_grad()
     output.loss.backward()
     torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_grad_norm)
@@ -157,7 +159,7 @@ def _spaced(steps: int, count: int) -> set[int]:
 
 
 def _config(trial: Trial, steps: int) -> RunConfig:
-    optimizer = {"lr": 1e-3, "warmup_steps": max(1, steps // 20), "weight_decay": 0.1, **trial.optimizer}
+    optimizer = {"lr": 1e-3, "warmup": max(1, steps // 20), "weight_decay": 0.1, **trial.optimizer}
     settings = {
         "name": "laboratory",
         "objective": trial.objective,

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.config.duration import Duration
+
 Symptom = Literal[
     "tau_at_bound",
     "skipped_steps",
@@ -91,15 +93,27 @@ class TemperatureConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW for the towers, with a warm-up and a cosine to `lr_min`; weight decay skips norms and biases."""
+    """AdamW for the towers; weight decay skips norms, biases and other vectors.
+
+    schedule, after the warm-up: `cosine` or `linear` from `lr` to `lr_min` at the end; `constant`, and linear to
+    `lr_min` within the last `cooldown`.
+    """
 
     lr: float = Field(1e-3, gt=0)
     lr_min: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Duration = "100 steps"
+    cooldown: Duration = "0 steps"
     betas: tuple[Share, Share] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0)
     weight_decay: float = Field(0.1, ge=0)
-    warmup_steps: int = Field(100, ge=0)
     clip_grad_norm: float = Field(1.0, ge=0)  # 0: no clipping
+
+    @model_validator(mode="after")
+    def _cooldown_of_constant(self) -> OptimizerConfig:
+        if self.schedule != "constant" and self.cooldown != "0 steps":
+            raise ValueError(f"cooldown is for schedule=constant; schedule={self.schedule} falls to lr_min by itself")
+        return self
 
 
 class TrainConfig(Section):

@@ -18,8 +18,9 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed import World
 from pipeline.engine.deepspeed_config import deepspeed_config
-from pipeline.engine.optimizer import TEMPERATURE, build_optimizer, learning_rate, temperature_learning_rate
+from pipeline.engine.optimizer import TEMPERATURE, build_optimizer
 from pipeline.engine.parameter_norms import parameter_norms
+from pipeline.engine.schedule import build_schedule, temperature_rate
 from pipeline.engine.tau_gradient import TauGradient
 from pipeline.engine.train_module import build_train_module
 from pipeline.models.two_tower import open_clip_config
@@ -55,12 +56,13 @@ class TrainEngine:
     def __init__(self, config: RunConfig, world: World, dataset_size: int, total_steps: int) -> None:
         self.config = config
         self.world = world
-        self.total_steps = total_steps
+        batch_size = config.train.global_batch_size
+        self.schedule = build_schedule(config.optimizer, total_steps, batch_size, dataset_size)
         self.step_number = 0
         torch.manual_seed(config.seed)  # the same fresh weights on every rank
         self.module = build_train_module(config)
         self.objective = build_objective(config.objective, config.objectives.get(config.objective, {}))
-        epochs = total_steps * config.train.global_batch_size / dataset_size
+        epochs = total_steps * batch_size / dataset_size
         embed_dim = open_clip_config(config.model)["embed_dim"]
         self.objective.prepare(world.device, embed_dim, dataset_size, config.seed, epochs)
         optimizer = build_optimizer(self.module, config.optimizer, config.temperature)
@@ -132,8 +134,7 @@ class TrainEngine:
             safe_set_full_fp32_param(parameter, bounded)
 
     def _set_learning_rates(self, tau: float) -> dict[str, float]:
-        rate = learning_rate(self.step_number, self.total_steps, self.config.optimizer)
-        temperature_rate = temperature_learning_rate(tau, self.config.temperature)
+        rate, of_tau = self.schedule.rate(self.step_number), temperature_rate(tau, self.config.temperature)
         for group in self.optimizer.param_groups:
-            group["lr"] = temperature_rate if group["name"] == TEMPERATURE else rate
-        return {"train/lr": rate, "train/lr_temperature": temperature_rate}
+            group["lr"] = of_tau if group["name"] == TEMPERATURE else rate
+        return {"train/lr": rate, "train/lr_temperature": of_tau}

@@ -1,8 +1,6 @@
-"""AdamW's parameter groups and their learning rates over the steps."""
+"""AdamW's parameter groups."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import nn
@@ -43,16 +41,3 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, temperature: Tem
         betas=config.betas,
         eps=config.eps,
     )
-
-
-def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Linear warm-up, then a cosine from `lr` to `lr_min`; `step` counts from 0."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    return config.lr_min + 0.5 * (config.lr - config.lr_min) * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def temperature_learning_rate(tau: float, config: TemperatureConfig) -> float:
-    """Constant, and `drop_factor` times as much once tau is at or below `drop_below` (FastCLIP)."""
-    return config.lr * (config.drop_factor if tau <= config.drop_below else 1.0)

@@ -190,7 +190,7 @@ class FeatureCollapse(Check):
             return None
         return (
             f"{worst} {metrics[worst]:.4g} is above health.uniformity_maximum={self._maximum:g}: the embeddings "
-            "have collapsed to a point. Lower optimizer.lr, lengthen optimizer.warmup_steps, or raise temperature.init"
+            "have collapsed to a point. Lower optimizer.lr, lengthen optimizer.warmup, or raise temperature.init"
         )
 
 

@@ -33,8 +33,8 @@ class Health:
     Every rank sees the same metrics, so all of them stop at the same step; rank 0 alone warns.
     """
 
-    def __init__(self, config: RunConfig, groups: list[str], rho: float | None) -> None:
-        """groups: the optimizer's, by name. rho: the objective's, None where it has none."""
+    def __init__(self, config: RunConfig, groups: list[str], warmup_steps: int, rho: float | None) -> None:
+        """groups: the optimizer's, by name. warmup_steps: of the rate. rho: the objective's, None where it has none."""
         health, bounds = config.health, config.temperature
         self._stop_on = health.stop_on
         self._may_overflow = config.train.precision == "fp16"
@@ -45,7 +45,7 @@ class Health:
             SkippedSteps(health),
             *(FrozenGroup(group, bounds) for group in groups),
             NormalizerErrorGrows(health, config.objective),
-            FeatureCollapse(health, config.optimizer.warmup_steps),
+            FeatureCollapse(health, warmup_steps),
             PrototypeCollapse(health),
             TauAtBound(health, bounds, config.objective, rho),
         ]

@@ -21,7 +21,8 @@ from pipeline.data.loader import Corpus, StepPositions, build_loader
 from pipeline.distributed import World, rank, world_size
 from pipeline.engine.checkpoint import complete_tags
 from pipeline.engine.export import export
-from pipeline.engine.optimizer import build_optimizer, learning_rate
+from pipeline.engine.optimizer import build_optimizer
+from pipeline.engine.schedule import build_schedule
 from pipeline.engine.train_module import TrainModule
 from pipeline.errors import UserError
 from pipeline.models.two_tower import build_tokenizer, build_two_tower, load_exported
@@ -45,7 +46,7 @@ def config_of(corpus: Path, *overrides: str) -> RunConfig:
         "train.epochs=null",
         "train.steps=8",
         "train.global_batch_size=12",
-        "optimizer.warmup_steps=2",
+        "optimizer.warmup=2",
         "loader.workers=0",
         "objectives.neuclip.npn={prototypes: 16, restart_every: 3, inner_steps: 2}",
         "diagnostics={every_steps: 4, reference_samples: 40}",
@@ -192,6 +193,7 @@ def plain_loop(config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
     corpus = Corpus(config.loader, config.seed, 16, build_tokenizer(TINY))
     objective = build_objective(config.objective, config.objectives[config.objective])
     objective.prepare(torch.device("cpu"), 16, len(corpus), config.seed)
+    schedule = build_schedule(config.optimizer, steps, config.train.global_batch_size, len(corpus))
     positions = StepPositions(config.train.global_batch_size, 0, 1, 0, steps)
     for step, batch in enumerate(build_loader(corpus, positions, config.loader, pin_memory=False)):
         encoded = module(batch.images, batch.tokens)
@@ -199,7 +201,7 @@ def plain_loop(config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
         loss = objective(features, batch.sample_index, encoded.tau, encoded.logit_bias).loss
         for group in optimizer.param_groups:
             if group["name"] != "temperature":
-                group["lr"] = learning_rate(step, steps, config.optimizer)
+                group["lr"] = schedule.rate(step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_grad_norm)

@@ -30,6 +30,7 @@ WELL = {
     "train/lr": 1e-3,
     "train/lr_temperature": 1e-4,
 }
+GROUPS, WARMUP_STEPS = ["decay", "no_decay", "temperature"], 2
 BATCH = Batch(torch.empty(0), torch.empty(0), torch.arange(4), Counter())
 EMPTY = Features(torch.empty(0), torch.empty(0))
 
@@ -38,7 +39,7 @@ class FakeRun:
     """A Health callback under a trainer without a model."""
 
     def __init__(self, *overrides: str, rho: float | None = 5.0, rank: int = 0) -> None:
-        self.health = Health(load_recipe("demo", list(overrides)), ["decay", "no_decay", "temperature"], rho)
+        self.health = Health(load_recipe("demo", list(overrides)), GROUPS, WARMUP_STEPS, rho)
         self.trainer: Any = SimpleNamespace(
             progress=SimpleNamespace(step=0), metrics=MetricBuffer(), world=SimpleNamespace(rank=rank)
         )
@@ -83,7 +84,7 @@ ILLNESSES: dict[str, tuple[list[str], list[dict[str, float]], list[dict[str, flo
         ["npn/log_normalizer_mse 3 ", "normalizer_error_factor=5", "lowest so far, 0.1", "inner steps"],
     ),
     "feature_collapse": (
-        ["health.uniformity_maximum=-0.01", "optimizer.warmup_steps=2"],
+        ["health.uniformity_maximum=-0.01"],
         [
             {"train__uniformity_image": 0.0, "train__uniformity_text": 0.0},  # fresh towers, in the warm-up
             {"train__uniformity_image": 0.0, "train__uniformity_text": -0.02},

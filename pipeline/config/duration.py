@@ -1,0 +1,39 @@
+"""How long something takes, as a user says it: `500 steps`, `1e6 samples`, `2.5 epochs`."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_FORM = re.compile(r"([0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*(step|sample|epoch)s?")
+
+
+def steps_of(duration: str, global_batch_size: int, samples_per_epoch: int) -> int:
+    """Optimizer steps of a Duration, rounded down; one epoch is `samples_per_epoch`."""
+    amount, unit = _parts(duration)
+    samples = {"step": global_batch_size, "sample": 1, "epoch": samples_per_epoch}[unit] * amount
+    return math.floor(samples / global_batch_size + 1e-9)  # 0.1 * 30 is a little less than 3
+
+
+def _checked(value: Any) -> str:
+    """The duration in one spelling; a bare whole number means steps. Raises ValueError for what is no duration."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = f"{value} steps"
+    amount, unit = _parts(str(value).strip())
+    whole = amount == int(amount)
+    if unit == "step" and not whole:
+        raise ValueError(f"{value!r}: steps are whole")
+    return f"{int(amount) if whole else amount} {unit}s"
+
+
+def _parts(duration: str) -> tuple[float, str]:
+    match = _FORM.fullmatch(duration)
+    if match is None:
+        raise ValueError(f"{duration!r} is not a duration: write for example '500 steps', '1e6 samples' or '2 epochs'")
+    return float(match[1]), match[2]
+
+
+Duration = Annotated[str, BeforeValidator(_checked)]
