@@ -10,6 +10,7 @@ from pipeline.config.diff import differences
 from pipeline.config.loader import load_recipe, recipe_names
 from pipeline.errors import UserError
 from pipeline.objectives import build_objective
+from pipeline.trainer import total_steps
 
 
 def test_layers_defaults_then_yaml_then_overrides(tmp_path: Path) -> None:
@@ -124,3 +125,15 @@ def test_a_base_that_cannot_be_is_named(tmp_path: Path, text: str, hint: str) ->
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=hint):
         load_recipe(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "samples_per_epoch", "steps", "rho"),
+    [("cc3m", 2_723_840, 98_420, 6.5), ("cc12m", 9_187_328, 148_038, 8.5), ("dfn192m", 192_160_462, 262_719, 11.0)],
+)
+def test_published_recipes_train_as_long_as_published(
+    name: str, samples_per_epoch: int, steps: int, rho: float
+) -> None:
+    config = load_recipe(name)
+    assert total_steps(config, samples_per_epoch) == steps
+    assert config.objectives["neuclip"]["rho"] == config.objectives["fastclip"]["rho"] == rho
