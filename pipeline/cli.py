@@ -119,22 +119,34 @@ def _run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> N
 
 @main.command(epilog=OVERRIDES)
 @click.argument("recipe")
-@click.option("--run-dir", required=True, type=click.Path(path_type=Path), help="Run directory; writes RUN/train.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Run directory; writes RUN/train.")
+@click.option("--dry-run", is_flag=True, help="Show the resolved recipe, steps, memory and traffic; train nothing.")
+@click.option("--ranks", type=click.IntRange(1), help="GPUs that --dry-run reckons with; default: train.processes.")
 @_overrides
-def train(recipe: str, run_dir: Path, overrides: tuple[str, ...]) -> None:
+def train(recipe: str, run_dir: Path | None, dry_run: bool, ranks: int | None, overrides: tuple[str, ...]) -> None:
     """Train on a published corpus, or go on where it stopped.
 
     \b
     One process:     neuclip train demo --run-dir RUN loader.manifest=RUN/corpora/demo
+    What it needs:   neuclip train cc12m --dry-run --ranks 8
     Several ranks:   torchrun --standalone --nproc-per-node 2 -m pipeline train demo --run-dir RUN ...
     \b
     Ends with 0 when finished, and with 75 when it was asked to stop (SIGTERM, SIGUSR1, Ctrl-C, a file RUN/STOP)
     and saved; torchrun makes 1 of that. The same command then goes on with the next sample.
     """
     from pipeline.config.loader import load_recipe
+
+    config = load_recipe(recipe, overrides)
+    if dry_run:
+        from pipeline.dry_run import describe
+
+        click.echo(describe(config, ranks or config.train.processes))
+        return
+    if run_dir is None:
+        raise UserError("--run-dir is missing: say where the run is kept, or ask for a --dry-run")
     from pipeline.training import train
 
-    sys.exit(train(load_recipe(recipe, overrides), run_dir))
+    sys.exit(train(config, run_dir))
 
 
 @main.command()

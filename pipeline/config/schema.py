@@ -43,6 +43,7 @@ class CorpusConfig(Section):
     threads: int = Field(32, ge=1)
     timeout_seconds: float = Field(5, gt=0)
     retries: int = Field(2, ge=0)
+    expected_samples: int | None = Field(None, ge=1)  # what dry runs reckon with while there is no manifest
     port: int = Field(0, ge=0, lt=65536)  # of the local image server; 0: pick a free one once and keep it
 
 

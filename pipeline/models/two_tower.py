@@ -68,7 +68,7 @@ def build_two_tower(config: ModelConfig, init_logit_scale: float, init_logit_bia
     """The towers with fresh weights; `logit_scale`, and `logit_bias` if it has a start, are of shape [1] (DeepSpeed
     cannot broadcast 0-dim ones).
 
-    Draws from torch's global generator. Raises UserError when open_clip refuses the config.
+    Draws from torch's global generator, on torch's default device. Raises UserError when open_clip refuses the config.
     """
     model_config = open_clip_config(config)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,6 +77,7 @@ def build_two_tower(config: ModelConfig, init_logit_scale: float, init_logit_bia
             with _quiet():
                 return open_clip.create_model(
                     f"local-dir:{folder}",
+                    device=torch.get_default_device(),
                     load_weights=False,
                     pretrained_text=False,
                     output_dict=True,

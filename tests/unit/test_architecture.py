@@ -21,7 +21,7 @@ LEAVES = {
 # From the top down; a module may import its own layer's package and any layer below, and the leaves.
 LAYERS = [
     {"pipeline.cli", "pipeline.launch", "pipeline.__main__"},
-    {"pipeline.training"},
+    {"pipeline.training", "pipeline.dry_run"},
     {
         "pipeline.trainer",
         "pipeline.callbacks",
