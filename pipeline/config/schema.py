@@ -68,16 +68,21 @@ class LoaderConfig(Section):
 
 
 class ModelConfig(Section):
-    """The two towers: an open_clip architecture by name, or its config written out."""
+    """The two towers: an open_clip architecture by name, or its config written out; where their weights start."""
 
     name: str = "ViT-B-32"
     config: dict[str, Any] | None = None  # open_clip model config: embed_dim, vision_cfg, text_cfg
+    # null: fresh; a folder of `neuclip export`, a checkpoint file of open_clip, or one of its pretrained tags
+    weights: str | None = None
+    lock_image: int | None = Field(None, ge=0)  # freeze the image tower but for its last so many groups of layers
+    lock_text: int | None = Field(None, ge=0)  # the same for the text tower
+    patch_dropout: float = Field(0.0, ge=0, lt=1)  # share of a ViT's patches that a training step leaves out
 
 
 class TemperatureConfig(Section):
     """tau, learned through `logit_scale = log(1/tau)` (one parameter of shape [1], no weight decay)."""
 
-    init: float | None = Field(None, gt=0)  # null: where the objective starts (0.07; siglip 0.1)
+    init: float | None = Field(None, gt=0)  # null: as in model.weights, or the objective's (0.07; siglip 0.1)
     learnable: bool = True
     minimum: float = Field(0.01, gt=0)
     maximum: float = Field(1.0, gt=0)
@@ -121,10 +126,13 @@ class TrainConfig(Section):
     """How long, how large, and in what precision."""
 
     global_batch_size: int = Field(256, ge=2)
+    # samples that a rank encodes at one time; null: all of its share. Less memory, a third more work, the same result
+    micro_batch_size_per_gpu: int | None = Field(None, ge=1)
     samples: int | None = Field(None, ge=1)  # duration: give exactly one of samples, epochs, steps
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool = False  # keep no activations inside the towers' blocks: less memory, a third slower
     deepspeed: str = "zero2"  # a file of deepspeed_configs, by name or path
     processes: int = Field(1, ge=1)  # ranks per node that the launcher starts
     log_every_steps: int = Field(10, ge=1)

@@ -17,9 +17,9 @@ from pipeline.files import read_json
 FOLDER = Path(__file__).parents[2] / "deepspeed_configs"
 OWNED_BY_RECIPE = {
     "train_batch_size": "train.global_batch_size",
-    "train_micro_batch_size_per_gpu": "train.global_batch_size and the number of ranks",
-    "gradient_accumulation_steps": "nothing: a contrastive loss couples the whole batch, so it cannot be "
-    "accumulated over micro-batches",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size_per_gpu",
+    "gradient_accumulation_steps": "train.micro_batch_size_per_gpu, which keeps the loss of the whole batch: "
+    "DeepSpeed's own accumulation adds up losses of micro-batches, and a contrastive loss couples them",
     "gradient_clipping": "optimizer.clip_grad_norm",
     "optimizer": "optimizer",
     "scheduler": "optimizer",
@@ -34,7 +34,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
 
     Raises UserError for a missing or conflicting file, for fp16, and when the ranks do not divide the global batch.
     """
-    micro_batch_size = local_batch_size(config, world_size)
+    pieces = local_batch_size(config, world_size) // micro_batch_size(config, world_size)
     precision = config.train.precision
     if precision == "fp16":
         raise UserError(
@@ -44,12 +44,13 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     return {
         **_user_file(config.train.deepspeed),
         "train_batch_size": config.train.global_batch_size,
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": micro_batch_size(config, world_size),
+        "gradient_accumulation_steps": pieces,  # summed, not averaged: pipeline.engine.micro_batches
         "gradient_clipping": config.optimizer.clip_grad_norm,
         # Parameters, tau above all, stay fp32: at 8 bits of mantissa tau could only move in steps of 1.5 %.
         **({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}} if precision == "bf16" else {}),
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its own Adam for offloading has to be compiled first
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
@@ -62,6 +63,18 @@ def local_batch_size(config: RunConfig, world_size: int) -> int:
         raise UserError(
             f"train.global_batch_size={config.train.global_batch_size} cannot be split over {world_size} ranks: "
             f"choose a multiple of {world_size}"
+        )
+    return size
+
+
+def micro_batch_size(config: RunConfig, world_size: int) -> int:
+    """Samples that a rank encodes at one time. Raises UserError when they do not divide its share of the batch."""
+    whole = local_batch_size(config, world_size)
+    size = config.train.micro_batch_size_per_gpu or whole
+    if whole % size:
+        raise UserError(
+            f"train.micro_batch_size_per_gpu={size} does not divide the {whole} samples that each of {world_size} "
+            f"ranks has of train.global_batch_size={config.train.global_batch_size}: choose a divisor"
         )
     return size
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed import World
-from pipeline.engine.deepspeed_config import deepspeed_config
+from pipeline.engine.deepspeed_config import deepspeed_config, micro_batch_size
+from pipeline.engine.micro_batches import MicroBatches, refuse_batch_norm
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer
 from pipeline.engine.parameter_norms import parameter_norms
 from pipeline.engine.schedule import build_schedule, temperature_rate
@@ -68,6 +69,9 @@ class TrainEngine:
         optimizer = build_optimizer(self.module, config.optimizer, config.temperature)
         # ZeRO puts flat partitions into the optimizer's groups, so keep which parameters they are made of.
         self._groups = {group["name"]: list(group["params"]) for group in optimizer.param_groups}
+        self.micro_batch_size = micro_batch_size(config, world.size)
+        if self.micro_batch_size < batch_size // world.size:
+            refuse_batch_norm(self.module.towers)
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists, even in one process
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=self.module,
@@ -77,14 +81,14 @@ class TrainEngine:
 
     def step(self, batch: Batch) -> StepOutput:
         """One update from the local batch; collective. batch: on this rank's device."""
-        encoded = self.deepspeed(batch.images, batch.tokens)
+        pieces = MicroBatches(self.deepspeed, batch, self.micro_batch_size)
+        encoded = pieces.encode()
         features = Features(encoded.image_features, encoded.text_features)
         output = self.objective(features, batch.sample_index, encoded.tau, encoded.logit_bias)
         tau = encoded.tau.detach()
         rates = self._set_learning_rates(float(tau))
         tau_gradient = TauGradient(output.loss, encoded.tau)
-        self.deepspeed.backward(output.loss)
-        self.deepspeed.step()
+        pieces.update(output.loss)
         self._clamp_temperature()
         self.step_number += 1
         metrics = {

@@ -59,13 +59,19 @@ class TrainModule(nn.Module):
 
 
 def build_train_module(config: RunConfig) -> TrainModule:
-    """Fresh towers, with tau and bias where the objective starts them; draws from torch's global generator."""
+    """Towers, fresh or from `model.weights`, with tau within its bounds; draws from torch's global generator."""
     objective = objective_class(config.objective)
     bounds = config.temperature
     tau = objective.default_tau if bounds.init is None else bounds.init
     tau = min(max(tau, bounds.minimum), bounds.maximum)
-    towers = build_two_tower(config.model, -math.log(tau), objective.default_logit_bias)
-    return TrainModule(towers, bounds)
+    towers: Any = build_two_tower(config.model, -math.log(tau), objective.default_logit_bias)
+    if config.train.activation_checkpointing:
+        towers.set_grad_checkpointing()
+    module = TrainModule(towers, bounds)
+    if bounds.init is not None:
+        torch.nn.init.constant_(module.towers.logit_scale, -math.log(tau))
+    module.towers.logit_scale.data.copy_(module.clamped_logit_scale())
+    return module
 
 
 def _unit_fp32(features: Tensor) -> Tensor:

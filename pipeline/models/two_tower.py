@@ -18,6 +18,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.factory import load_checkpoint, load_state_dict
 from open_clip.transform import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
@@ -65,17 +66,22 @@ def open_clip_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def build_two_tower(config: ModelConfig, init_logit_scale: float, init_logit_bias: float | None = None) -> nn.Module:
-    """The towers with fresh weights; `logit_scale`, and `logit_bias` if it has a start, are of shape [1] (DeepSpeed
-    cannot broadcast 0-dim ones).
+    """The towers, fresh or from `config.weights`, locked as asked.
 
-    Draws from torch's global generator, on torch's default device. Raises UserError when open_clip refuses the config.
+    `logit_scale`, and `logit_bias` if it has a start, are of shape [1] (DeepSpeed cannot broadcast 0-dim ones).
+
+    Draws from torch's global generator, on torch's default device; on `meta` no weights are read. Raises UserError when
+    open_clip refuses the config, or the weights do not fit it.
     """
     model_config = open_clip_config(config)
+    is_vit = isinstance(model_config["vision_cfg"].get("layers", 12), int)
+    if config.patch_dropout and not is_vit:
+        raise UserError(f"model.patch_dropout={config.patch_dropout}: {config.name} has no patches; set it to 0")
     with tempfile.TemporaryDirectory() as folder:
         write_model_config(Path(folder), model_config)
         try:
             with _quiet():
-                return open_clip.create_model(
+                towers = open_clip.create_model(
                     f"local-dir:{folder}",
                     device=torch.get_default_device(),
                     load_weights=False,
@@ -84,9 +90,66 @@ def build_two_tower(config: ModelConfig, init_logit_scale: float, init_logit_bia
                     nonscalar_logit_scale=True,
                     init_logit_scale=init_logit_scale,
                     init_logit_bias=init_logit_bias,
+                    force_patch_dropout=config.patch_dropout or None,
                 )
         except (TypeError, KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"model.config: open_clip cannot build this model: {error}") from error
+    if config.weights is not None and not towers.logit_scale.is_meta:
+        _load_weights(towers, config)
+    if config.lock_image is not None:
+        towers.lock_image_tower(unlocked_groups=config.lock_image, freeze_bn_stats=True)
+    if config.lock_text is not None:
+        towers.lock_text_tower(unlocked_layers=config.lock_text)
+    return towers
+
+
+def _load_weights(towers: Any, config: ModelConfig) -> None:
+    """Overwrite the towers' weights, tau's included; a bias only where the file has one too. Runs no code of the file.
+
+    Raises UserError when there is no such file or tag, or its tensors are those of another architecture.
+    """
+    path = _weights_file(config)
+    bias = towers.logit_bias
+    start = None if bias is None else bias.detach().clone()
+    if bias is None:  # open_clip cannot load a model with a bias into one without
+        towers.logit_bias = nn.Parameter(torch.zeros_like(towers.logit_scale))
+    try:
+        has_bias = "logit_bias" in load_state_dict(str(path))
+        load_checkpoint(towers, str(path))
+    except Exception as error:
+        reason = str(error).splitlines()
+        raise UserError(
+            f"model.weights: {path} does not hold weights of {config.name}: {' '.join(reason[:2]) or repr(error)}"
+        ) from error
+    if start is None:
+        towers.logit_bias = None
+    elif not has_bias:
+        bias.data.copy_(start)
+
+
+def _weights_file(config: ModelConfig) -> Path:
+    source = str(config.weights)
+    path = Path(source)
+    if (path / WEIGHTS_FILE).is_file():
+        return path / WEIGHTS_FILE
+    if path.is_file():
+        return path
+    tag = open_clip.get_pretrained_cfg(config.name, source)
+    if not tag:
+        known = open_clip.list_pretrained_tags_by_model(config.name)
+        nearest = difflib.get_close_matches(source, known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"its tags are {', '.join(known) or 'none'}"
+        raise UserError(
+            f"model.weights: {source!r} is neither a folder with {WEIGHTS_FILE}, nor a file, nor a tag that open_clip "
+            f"has for {config.name}: {hint}"
+        )
+    try:
+        return Path(open_clip.download_pretrained(tag))
+    except Exception as error:
+        raise UserError(
+            f"model.weights: {source} could not be downloaded: {error}. Fetch it where there is a network (once, into "
+            "the Hugging Face cache), or give the file"
+        ) from error
 
 
 def build_tokenizer(model_config: dict[str, Any]) -> Callable[[list[str]], Tensor]:

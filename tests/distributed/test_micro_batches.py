@@ -1,0 +1,139 @@
+"""Micro-batches give the weights of the whole batch, whatever the objective and the ZeRO stage (contract 5)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import pytest
+import torch
+
+from pipeline.config.loader import load_recipe
+from pipeline.config.schema import RunConfig
+from pipeline.data.loader import Batch, Corpus, StepPositions, build_loader
+from pipeline.engine.deepspeed_config import deepspeed_config
+from pipeline.engine.engine import TrainEngine
+from pipeline.engine.micro_batches import MicroBatches
+from pipeline.engine.train_module import Encoded, TrainModule, build_train_module
+from pipeline.errors import UserError
+from pipeline.models.two_tower import build_tokenizer
+from tests.distributed.launch import run_ranks
+from tests.distributed.test_training import TINY, config_of, here
+
+STEPS = 3
+RESNET = {**TINY, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
+OBJECTIVES = {
+    "neuclip": "{npn: {prototypes: 16, restart_every: 3, inner_steps: 2}}",
+    "openclip": "{}",
+    "siglip": "{}",
+    "fastclip": "{}",
+    "amorlip": "{}",
+}
+
+
+def whole_weights(engine: TrainEngine) -> dict[str, torch.Tensor]:
+    """Of the towers, whichever rank holds what."""
+    parameters = dict(engine.module.named_parameters())
+    with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def train(config: RunConfig) -> dict[str, Any]:
+    world = here()
+    corpus = Corpus(config.loader, config.seed, 16, build_tokenizer(TINY))
+    engine = TrainEngine(config, world, len(corpus), STEPS)
+    positions = StepPositions(config.train.global_batch_size, world.rank, world.size, 0, STEPS)
+    outputs = [engine.step(batch) for batch in build_loader(corpus, positions, config.loader, pin_memory=False)]
+    names = ("train/loss", "train/tau_grad", "train/grad_norm")
+    metrics = {name: [float(output.metrics[name]) for output in outputs] for name in names}
+    return {"weights": whole_weights(engine), "metrics": metrics}
+
+
+def whole_and_pieces(corpus: Path, objective: str, options: str, stage: str, *more: str) -> dict[str, Any]:
+    settings = (
+        f"objective={objective}",
+        f"objectives={{{objective}: {options}}}",
+        "temperature={init: 0.07, lr: 0.01}",
+        f"train.deepspeed={stage}",
+        "train.global_batch_size=24",
+        *more,
+    )
+    sizes = {"whole": "null", "pieces": "4"}
+    return {
+        name: train(config_of(corpus, *settings, f"train.micro_batch_size_per_gpu={size}"))
+        for name, size in sizes.items()
+    }
+
+
+def assert_equal(runs: dict[str, Any]) -> None:
+    for name, values in runs["whole"]["metrics"].items():
+        assert runs["pieces"]["metrics"][name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+    moved = 0
+    for name, expected in runs["whole"]["weights"].items():
+        torch.testing.assert_close(runs["pieces"]["weights"][name], expected, rtol=1e-3, atol=2e-5)
+        moved += expected.numel()
+    assert moved > 1000
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective(noise_corpus: Path, objective: str) -> None:
+    assert_equal(run_ranks(2, whole_and_pieces, noise_corpus, objective, OBJECTIVES[objective], "zero2")[0])
+
+
+@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero3", "zero2_offload", "zero3_offload"])
+def test_every_stage(noise_corpus: Path, stage: str) -> None:
+    assert_equal(run_ranks(2, whole_and_pieces, noise_corpus, "neuclip", OBJECTIVES["neuclip"], stage)[0])
+
+
+class Recorder:
+    """An engine without DeepSpeed that notes the features of every pass."""
+
+    def __init__(self, module: TrainModule) -> None:
+        self.module, self.passes = module, []
+
+    def __call__(self, images: torch.Tensor, tokens: torch.Tensor) -> Encoded:
+        encoded = self.module(images, tokens)
+        self.passes.append(encoded.image_features.detach())
+        return encoded
+
+    def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        pass
+
+
+def test_the_same_patches_are_left_out_in_both_passes() -> None:
+    """Else the gradients would be those of other features."""
+    vision = {**TINY["vision_cfg"], "patch_size": 2}
+    overrides = [f"model.config={ {**TINY, 'vision_cfg': vision} }", "model.patch_dropout=0.5"]
+    torch.manual_seed(0)
+    engine = Recorder(build_train_module(load_recipe("demo", overrides)).train())
+    images, tokens = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8), torch.ones(6, 8, dtype=torch.int64)
+    pieces = MicroBatches(engine, Batch(images, tokens, torch.arange(6), Counter()), 2)
+    encoded = pieces.encode()
+    pieces.update((encoded.image_features * encoded.text_features).sum())
+    first, second = engine.passes[:3], engine.passes[3:]
+    assert torch.equal(torch.cat(first), torch.cat(second))
+    assert torch.equal(torch.cat(first), encoded.image_features)
+    assert not torch.equal(
+        engine.module(images, tokens).image_features, encoded.image_features
+    )  # else nothing is shown
+
+
+def test_what_cannot_be_split_is_refused(noise_corpus: Path) -> None:
+    with pytest.raises(UserError, match="micro_batch_size_per_gpu=5 does not divide the 6 samples"):
+        deepspeed_config(config_of(noise_corpus, "train.micro_batch_size_per_gpu=5"), 2)
+    with pytest.raises(UserError, match=r"visual.bn1 is a batch normalisation"):
+        TrainEngine(
+            config_of(noise_corpus, "train.micro_batch_size_per_gpu=6", f"model.config={RESNET}"), here(), 100, 8
+        )
+
+
+def test_deepspeeds_own_accumulation_is_refused_with_the_reason(noise_corpus: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.json"
+    own.write_text('{"gradient_accumulation_steps": 4}')
+    with pytest.raises(UserError, match="a contrastive loss couples them"):
+        deepspeed_config(config_of(noise_corpus, f"train.deepspeed={own}"), 2)
