@@ -43,8 +43,9 @@ def whole_weights(engine: TrainEngine) -> dict[str, torch.Tensor]:
 def train(config: RunConfig) -> dict[str, Any]:
     world = here()
     corpus = Corpus(config.loader, config.seed, 16, build_tokenizer(TINY))
-    engine = TrainEngine(config, world, len(corpus), STEPS)
-    positions = StepPositions(config.train.global_batch_size, world.rank, world.size, 0, STEPS)
+    steps = config.train.steps or 0
+    engine = TrainEngine(config, world, len(corpus), steps)
+    positions = StepPositions(config.train.global_batch_size, world.rank, world.size, 0, steps)
     outputs = [engine.step(batch) for batch in build_loader(corpus, positions, config.loader, pin_memory=False)]
     names = ("train/loss", "train/tau_grad", "train/grad_norm")
     metrics = {name: [float(output.metrics[name]) for output in outputs] for name in names}
@@ -57,6 +58,7 @@ def whole_and_pieces(corpus: Path, objective: str, options: str, stage: str, *mo
         f"objectives={{{objective}: {options}}}",
         "temperature={init: 0.07, lr: 0.01}",
         f"train.deepspeed={stage}",
+        f"train.steps={STEPS}",
         "train.global_batch_size=24",
         *more,
     )

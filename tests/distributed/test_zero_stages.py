@@ -1,0 +1,47 @@
+"""Ten steps under every DeepSpeed config on two ranks are ten of torch's AdamW on one process, for all objectives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config.schema import RunConfig
+from pipeline.engine.deepspeed_config import FOLDER
+from tests.distributed.launch import run_ranks
+from tests.distributed.test_micro_batches import OBJECTIVES, train
+from tests.distributed.test_training import config_of, plain_loop
+
+STEPS = 10
+STAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def settings_of(corpus: Path, objective: str, stage: str = "zero0") -> RunConfig:
+    return config_of(
+        corpus,
+        f"objective={objective}",
+        f"objectives={{{objective}: {OBJECTIVES[objective]}}}",
+        f"temperature={{init: {0.1 if objective == 'siglip' else 0.07}, lr: 0.01}}",
+        f"train={{steps: {STEPS}, epochs: null, global_batch_size: 24, deepspeed: {stage}}}",
+    )
+
+
+def all_objectives(corpus: Path, stage: str) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: train(settings_of(corpus, name, stage))["weights"] for name in OBJECTIVES}
+
+
+@pytest.fixture(scope="module")
+def plain(noise_corpus: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: plain_loop(settings_of(noise_corpus, name), STEPS) for name in OBJECTIVES}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_equals_a_plain_loop(noise_corpus: Path, stage: str, plain: dict[str, dict[str, torch.Tensor]]) -> None:
+    got = run_ranks(2, all_objectives, noise_corpus, stage)[0]
+    for objective, weights in plain.items():
+        assert abs(weights["towers.logit_scale"].item() + torch.tensor(0.07).log().item()) > 0.01  # tau has moved
+        for name, expected in weights.items():
+            torch.testing.assert_close(
+                got[objective][name], expected, rtol=2e-3, atol=2e-4, msg=lambda m, n=name, o=objective: f"{o} {n}: {m}"
+            )
