@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from pipeline import collectives
+from pipeline.engine.elastic import convert, load_converted
 from pipeline.engine.engine import TrainEngine
 from pipeline.engine.sharded_state import load_tables, save_tables
 from pipeline.errors import UserError
@@ -55,7 +56,8 @@ class Checkpointer:
         objective_state = engine.objective.state_dict()  # collective: it may gather slices
         if rank == 0:
             torch.save(objective_state, temporary / "objective.pt")
-            write_json(temporary / "trainer.json", {**trainer_state, "world_size": engine.world.size})
+            shape = {"world_size": engine.world.size, "zero_stage": engine.zero_stage}
+            write_json(temporary / "trainer.json", {**trainer_state, **shape})
         collectives.barrier()
         if rank == 0:
             self._publish(temporary, tag)
@@ -65,24 +67,53 @@ class Checkpointer:
     def restore(self, engine: TrainEngine) -> dict[str, Any] | None:
         """Load the newest tag that is complete and whole; collective. Returns its trainer state, None if there is none.
 
-        Raises UserError when it was saved by another number of ranks, or with another objective's tables per sample.
+        It may have been saved by another number of ranks or under another ZeRO stage. Raises UserError when it cannot
+        be converted, or has another objective's tables per sample.
         """
         tag = collectives.broadcast_object(self._newest_whole() if engine.world.rank == 0 else None)
         if tag is None:
             return None
         folder = self.folder / tag
         state = read_json(folder / "trainer.json")
-        if state["world_size"] != engine.world.size:
-            raise UserError(
-                f"{folder} was saved by {state['world_size']} ranks and this run has {engine.world.size}: "
-                f"resume with {state['world_size']}"
-            )
-        engine.load(self.folder, tag)
+        if (state["world_size"], state["zero_stage"]) == (engine.world.size, engine.zero_stage):
+            engine.load(self.folder, tag)
+            _restore_rng(torch.load(folder / f"rng-{engine.world.rank:05d}.pt", weights_only=True))
+        else:
+            self._load_elsewhere(engine, tag, state)
         engine.objective.load_state_dict(torch.load(folder / "objective.pt", map_location="cpu", weights_only=True))
         engine.objective.load_sharded_state(load_tables(folder / SHARDS, engine.objective.sharded_state()))
-        _restore_rng(torch.load(folder / f"rng-{engine.world.rank:05d}.pt", weights_only=True))
         engine.step_number = state["step"]
         return state
+
+    def _load_elsewhere(self, engine: TrainEngine, tag: str, state: dict[str, Any]) -> None:
+        """On other ranks or another stage than it was saved by; collective."""
+        log.info(
+            "%s was saved by %d ranks under ZeRO stage %d; converting it for %d under stage %d",
+            *(self.folder / tag, state["world_size"], state["zero_stage"], engine.world.size, engine.zero_stage),
+        )
+        torch.manual_seed(engine.config.seed + 1_000_003 * state["step"] + engine.world.rank)  # the states are per rank
+        if state["zero_stage"] == engine.zero_stage == 0:  # every rank has everything
+            engine.load(self.folder, tag)
+            return
+        converted = self.folder / f".converted-{tag}"
+        problem = self._convert(tag, state["zero_stage"], converted) if engine.world.rank == 0 else None
+        problem = collectives.broadcast_object(problem)
+        if problem is not None:
+            raise UserError(problem)
+        load_converted(engine, converted, self.folder / tag, state["step"])
+        collectives.barrier()
+        if engine.world.rank == 0:
+            shutil.rmtree(converted)
+
+    def _convert(self, tag: str, zero_stage: int, converted: Path) -> str | None:
+        """What went wrong, so that all ranks can say it."""
+        if zero_stage == 0:
+            return f"{self.folder / tag} was saved under ZeRO stage 0: resume it with train.deepspeed=zero0"
+        try:
+            convert(self.folder / tag, converted)
+        except UserError as error:
+            return str(error)
+        return None
 
     def _publish(self, temporary: Path, tag: str) -> None:
         final = self.folder / tag
@@ -110,7 +141,11 @@ class Checkpointer:
     def _newest_whole(self) -> str | None:
         """The newest tag that is whole. Saves that were killed are removed, damaged tags set aside."""
         tags = complete_tags(self.folder)
-        for leftover in [*self.folder.glob(".step-*.tmp"), *self.folder.glob("step-*")]:
+        for leftover in [
+            *self.folder.glob(".step-*.tmp"),
+            *self.folder.glob(".converted-*"),
+            *self.folder.glob("step-*"),
+        ]:
             if leftover.name not in tags:
                 shutil.rmtree(leftover)
         for tag in reversed(tags):

@@ -11,13 +11,13 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_set_full_fp32_param
 from torch import Tensor
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed import World
 from pipeline.engine.deepspeed_config import deepspeed_config, micro_batch_size
+from pipeline.engine.master_state import set_weights
 from pipeline.engine.micro_batches import MicroBatches, refuse_batch_norm
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer
 from pipeline.engine.parameter_norms import parameter_norms
@@ -129,13 +129,19 @@ class TrainEngine:
         """Read what `save` wrote, at the same number of ranks; collective."""
         self.deepspeed.load_checkpoint(str(folder), tag=tag)
 
+    @property
+    def zero_stage(self) -> int:
+        """Of DeepSpeed, 0 to 3."""
+        return self.deepspeed.zero_optimization_stage()
+
     def _clamp_temperature(self) -> None:
         """Keep tau within its bounds, in the parameter and in the fp32 master copy that ZeRO updates it from."""
         parameter = self.module.towers.logit_scale
-        bounded = self.module.clamped_logit_scale()
-        if not torch.equal(bounded, parameter):
-            parameter.data.copy_(bounded)
-            safe_set_full_fp32_param(parameter, bounded)
+        with deepspeed.zero.GatheredParameters([parameter]):
+            bounded = self.module.clamped_logit_scale()
+            within = torch.equal(bounded, parameter)
+        if not within:
+            set_weights(parameter, bounded, self.world)
 
     def _set_learning_rates(self, tau: float) -> dict[str, float]:
         rate, of_tau = self.schedule.rate(self.step_number), temperature_rate(tau, self.config.temperature)

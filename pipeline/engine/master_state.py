@@ -1,0 +1,44 @@
+"""Setting what ZeRO keeps of a parameter, its fp32 weights and AdamW's moments, whichever rank holds what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import deepspeed
+import torch
+import torch.nn.functional as F
+from deepspeed.utils import (
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor
+
+from pipeline.distributed import World
+
+
+@torch.no_grad()
+def set_weights(parameter: Any, value: Tensor, world: World) -> None:
+    """The parameter, and the fp32 copy that updates start from. value: as `parameter`, the same on every rank."""
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.data.copy_(value)
+    if hasattr(parameter, "ds_tensor"):
+        safe_set_local_fp32_param(parameter, _own_part(parameter, value, world))
+    else:
+        safe_set_full_fp32_param(parameter, value)
+
+
+def set_moment(parameter: Any, name: str, value: Tensor, world: World) -> None:
+    """name: exp_avg or exp_avg_sq, which must exist. value: as `parameter`, the same on every rank."""
+    if hasattr(parameter, "ds_tensor"):
+        safe_set_local_optimizer_state(parameter, _own_part(parameter, value, world), name)
+    else:
+        safe_set_full_optimizer_state(parameter, value, name)
+
+
+def _own_part(parameter: Any, value: Tensor, world: World) -> Tensor:
+    """This rank's part under ZeRO-3, padded: DeepSpeed's own setter of whole values fails where there is padding."""
+    size = parameter.ds_tensor.numel()
+    padded = F.pad(value.flatten(), (0, size * world.size - value.numel()))
+    return padded.narrow(0, size * world.rank, size)
