@@ -3,7 +3,7 @@
     python benchmarks/ablations.py [--quick] [--seeds 3] [--only NAME ...]
 
 Every variant is NeuCLIP at the centre of benchmarks/normalizer_error.py (tau = 0.05, B = 64, M = 1024, T_r = 100,
-T_u = 10) with one thing changed. Measured: the log-normalizer error over the whole training set (median of the second
+T_u = 10) with one thing changed, or what its name says. Measured: the log-normalizer error over the whole training set (median of the second
 half of the run), the average over the tasks for tuning, and seconds. Each run is a line of
 benchmarks/results/ablations.jsonl as soon as it ends; the same command goes on from there and writes ablations.json.
 """
@@ -34,7 +34,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "alpha through": {"npn": {"alpha_gradient": "through"}},
 }
 BEYOND: dict[str, dict[str, Any]] = {
-    **{f"npn lr {lr}": {"npn": {"lr": lr}} for lr in (0.3, 0.01, 0.001)},
+    **{f"npn lr {lr}": {"npn": {"lr": lr}} for lr in (0.3, 0.001)},
     "masses": {"npn": {"masses": "learned"}},
     "k-means, masses": {"npn": {"restart": "kmeans", "ring": 4096, "masses": "learned"}},
     "dead prototypes": {"npn": {"restart": "dead"}},
@@ -42,7 +42,10 @@ BEYOND: dict[str, dict[str, Any]] = {
     "adaptive T_u": {"npn": {"inner_tolerance": 0.003}},
     "warm-up restarts": {"npn": {"warmup_restarts": True}},
     "accumulator 1e-6": {"npn": {"accumulator_init": 1e-6}},
-    "ratio bound 3": {"ratio_bound": 3.0},
+    "ratio bound 1.2": {"ratio_bound": 1.2},
+    "alpha through, npn lr 0.001": {"npn": {"alpha_gradient": "through", "lr": 0.001}},
+    "neuclip-plus": {"ratio_bound": 1.2, "npn": {"alpha_gradient": "through", "lr": 0.001}},
+    **{f"tau learned, rho {rho}": {"rho": rho} for rho in (3.0, 4.0, 5.0)},
 }
 VARIANTS = PUBLISHED | BEYOND
 
@@ -52,7 +55,7 @@ def trial(name: str, seed: int, samples: int = SAMPLES) -> Trial:
     return Trial(
         objective="neuclip",
         options=options,
-        temperature={"init": 0.05, "learnable": False},
+        temperature={"lr": 1e-3} if "tau learned" in name else {"init": 0.05, "learnable": False},
         samples=samples,
         seed=seed,
         measure_error=4,
@@ -65,6 +68,7 @@ def row(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "mse": mean_and_error([error(result) for result in results]),
         "average": mean_and_error([score(result) for result in results]),
+        "tau": round(statistics.mean(result["final"]["tau"] for result in results), 4),
         "seconds": round(statistics.median(result["seconds"] for result in results), 1),
     }
 
