@@ -3,9 +3,10 @@
     python benchmarks/ablations.py [--quick] [--seeds 3] [--only NAME ...]
 
 Every variant is NeuCLIP at the centre of benchmarks/normalizer_error.py (tau = 0.05, B = 64, M = 1024, T_r = 100,
-T_u = 10) with one thing changed, or what its name says. Measured: the log-normalizer error over the whole training set (median of the second
-half of the run), the average over the tasks for tuning, and seconds. Each run is a line of
-benchmarks/results/ablations.jsonl as soon as it ends; the same command goes on from there and writes ablations.json.
+T_u = 10) with one thing changed, or what its name says. Measured: the log-normalizer error over the whole training set
+(median of the second half of the run), the average over the tasks for tuning, tau at the end, and seconds. Each run is
+a line of benchmarks/results/ablations.jsonl as soon as it ends; the same command goes on from there and writes
+ablations.json.
 """
 
 from __future__ import annotations
