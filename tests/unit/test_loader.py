@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from pipeline.config.schema import LoaderConfig
 from pipeline.data.loader import Batch, Corpus, StepPositions, build_loader
-from pipeline.data.transforms import crop_box
+from pipeline.data.transforms import crop_box, train_pixels
 from pipeline.errors import UserError
 from tests.conftest import write_corpus
 
@@ -112,3 +116,61 @@ def test_crops_stay_inside_extreme_images() -> None:
             left, top, right, bottom = crop_box(width, height, (0.08, 1.0), generator)
             assert 0 <= left < right <= width
             assert 0 <= top < bottom <= height
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Smooth shapes, edges and a little noise, as cameras give."""
+    rng = np.random.default_rng(width * height)
+    coarse = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    smooth[height // 3 :, width // 2 :] //= 2
+    return Image.fromarray((smooth + rng.integers(-8, 8, smooth.shape)).clip(0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **({"quality": 92} if form == "JPEG" else {}))
+    return stream.getvalue()
+
+
+def whole_then_cropped(content: bytes, size: int, scale: tuple[float, float], seed: int) -> np.ndarray:
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    box = crop_box(image.width, image.height, scale, np.random.default_rng(seed))
+    return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("side", [243, 501, 1003, 2107])
+@pytest.mark.parametrize(("scale", "tolerance"), [((0.9, 1.0), 0.5), ((0.3, 0.4), 1.0)])
+def test_a_jpeg_decoded_small_is_the_same_picture(side: int, scale: tuple[float, float], tolerance: float) -> None:
+    content = encoded(photograph(side, side * 3 // 4), "JPEG")
+    for seed in range(3):
+        small = train_pixels(content, 112, scale, np.random.default_rng(seed)).astype(int)
+        whole = whole_then_cropped(content, 112, scale, seed).astype(int)
+        difference = np.abs(small - whole)
+        assert difference.mean() < tolerance  # of 255; a shift of half a pixel is 1.1
+        assert np.quantile(difference, 0.99) <= 8
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+def test_what_is_not_much_larger_than_the_crop_is_decoded_whole(form: str) -> None:
+    content = encoded(photograph(180, 150), form)
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    box = crop_box(180, 150, (0.9, 1.0), np.random.default_rng(5))
+    expected = np.asarray(image.resize((96, 96), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
+    assert np.array_equal(train_pixels(content, 96, (0.9, 1.0), np.random.default_rng(5)), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB", "P", "RGBA", "LA", "1", "I;16"])
+def test_every_mode_becomes_three_channels(mode: str) -> None:
+    image = Image.fromarray(np.zeros((300, 330), np.uint16)) if mode == "I;16" else photograph(330, 300).convert(mode)
+    form = "JPEG" if mode in ("L", "CMYK", "RGB") else "PNG"
+    assert train_pixels(encoded(image, form), 32, (0.5, 1.0), np.random.default_rng(0)).shape == (3, 32, 32)
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 64), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_no_size_is_refused(width: int, height: int, size: int, seed: int) -> None:
+    content = encoded(Image.new("RGB", (width, height), (9, 99, 199)), "JPEG")
+    pixels = train_pixels(content, size, (0.2, 1.0), np.random.default_rng(seed))
+    assert pixels.shape == (3, size, size)
+    assert np.abs(pixels.astype(int) - np.array([9, 99, 199])[:, None, None]).max() <= 4
