@@ -42,7 +42,8 @@ class MicroBatches:
             torch.cat([part.image_features for part in parts]).requires_grad_(),
             torch.cat([part.text_features for part in parts]).requires_grad_(),
             last.tau.requires_grad_(self._engine.module.towers.logit_scale.requires_grad),
-            None if last.logit_bias is None else last.logit_bias.requires_grad_(),
+            # The bias is the parameter itself, which must not have its gradient before the pieces bring it.
+            None if last.logit_bias is None else last.logit_bias.detach().clone().requires_grad_(),
         )
         return self._encoded
 

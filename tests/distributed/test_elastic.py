@@ -12,6 +12,7 @@ import torch
 from pipeline.config.schema import RunConfig
 from pipeline.distributed import rank
 from pipeline.engine.checkpoint import complete_tags
+from pipeline.errors import UserError
 from pipeline.tracking.base import NullTracker
 from pipeline.trainer import Trainer
 from tests.distributed.launch import run_ranks
@@ -91,3 +92,15 @@ def test_a_run_goes_on_elsewhere(
     tags = run / "train/checkpoints"
     assert complete_tags(tags)[-1] == "step-00000008"
     assert not list(tags.glob(".*"))
+
+
+def refusal(config: RunConfig, run_dir: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        Trainer(config, run_dir / "train", here())
+    return str(caught.value)
+
+
+def test_stage_0_goes_on_under_stage_0(noise_corpus: Path, tmp_path: Path, stopped: dict[str, Path]) -> None:
+    shutil.copytree(stopped["zero0"], tmp_path / "run")
+    said = run_ranks(2, refusal, settings(noise_corpus, "zero2"), tmp_path / "run")
+    assert all("was saved under ZeRO stage 0: resume it with train.deepspeed=zero0" in line for line in said)

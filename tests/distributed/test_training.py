@@ -306,8 +306,6 @@ def test_what_cannot_go_on_is_refused_with_the_reason(
     assert "train.global_batch_size=13 cannot be split over 2 ranks" in said["batch"]
     assert "Use bf16, or fp32" in said["fp16"]
     assert "less than one global batch of 12" in said["duration"]
-    (alone,) = run_ranks(1, refusal, config_of(noise_corpus, "train.log_every_steps=1"), whole)
-    assert "saved by 2 ranks and this run has 1" in alone
 
 
 def diverge(config: RunConfig, folder: Path) -> str:

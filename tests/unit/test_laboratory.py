@@ -157,4 +157,4 @@ def test_the_difference_is_taken_seed_by_seed() -> None:
 
 
 def test_every_objective_is_tuned_as_much() -> None:
-    assert {len(candidates) for candidates in accuracy_benchmark.CANDIDATES.values()} == {6}
+    assert len({len(candidates) for candidates in accuracy_benchmark.CANDIDATES.values()}) == 1
