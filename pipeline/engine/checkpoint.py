@@ -74,7 +74,7 @@ class Checkpointer:
         if tag is None:
             return None
         folder = self.folder / tag
-        state = read_json(folder / "trainer.json")
+        state = {"zero_stage": engine.zero_stage, **read_json(folder / "trainer.json")}  # the oldest do not name it
         if (state["world_size"], state["zero_stage"]) == (engine.world.size, engine.zero_stage):
             engine.load(self.folder, tag)
             _restore_rng(torch.load(folder / f"rng-{engine.world.rank:05d}.pt", weights_only=True))
