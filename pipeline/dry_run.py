@@ -9,7 +9,8 @@ import yaml
 from data_prep.manifest import read_manifest
 from pipeline.config.schema import RunConfig
 from pipeline.engine import cost
-from pipeline.engine.deepspeed_config import deepspeed_config, local_batch_size
+from pipeline.engine.deepspeed_config import deepspeed_config, local_batch_size, micro_batch_size
+from pipeline.engine.micro_batches import refuse_batch_norm
 from pipeline.engine.schedule import build_schedule
 from pipeline.errors import UserError
 from pipeline.objectives import REGISTRY
@@ -21,14 +22,18 @@ GIB, MIB = 2**30, 2**20
 def describe(config: RunConfig, ranks: int) -> str:
     """The resolved config and the estimates, as text. ranks: GPUs of the whole run.
 
-    Raises UserError as the run itself would: for a batch that the ranks do not divide, a wrong DeepSpeed config.
+    Raises UserError as the run itself would: for a batch that the ranks do not divide, a wrong DeepSpeed config,
+    starting weights that are not there.
     """
     batch_size = local_batch_size(config, ranks)
     stage = deepspeed_config(config, ranks).get("zero_optimization", {}).get("stage", 0)
     samples, source = _samples_per_epoch(config)
     steps = total_steps(config, samples)
     schedule = build_schedule(config.optimizer, steps, config.train.global_batch_size, samples)
-    sizes = cost.tower_sizes(config)
+    towers = cost.towers_on_meta(config)
+    if micro_batch_size(config, ranks) < batch_size:
+        refuse_batch_norm(towers)
+    sizes = cost.tower_sizes(towers)
     seen = steps * config.train.global_batch_size
     saved = cost.objective_state_bytes(config.objective, config, 1, samples)
     lines = [
