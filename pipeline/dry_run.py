@@ -9,7 +9,7 @@ import yaml
 from data_prep.manifest import read_manifest
 from pipeline.config.schema import RunConfig
 from pipeline.engine import cost
-from pipeline.engine.deepspeed_config import deepspeed_config, local_batch_size, micro_batch_size
+from pipeline.engine.deepspeed_config import deepspeed_config, local_batch_size, micro_batch_size, zero_stage
 from pipeline.engine.micro_batches import refuse_batch_norm
 from pipeline.engine.schedule import build_schedule
 from pipeline.errors import UserError
@@ -26,7 +26,7 @@ def describe(config: RunConfig, ranks: int) -> str:
     starting weights that are not there.
     """
     batch_size = local_batch_size(config, ranks)
-    stage = deepspeed_config(config, ranks).get("zero_optimization", {}).get("stage", 0)
+    stage = zero_stage(deepspeed_config(config, ranks))
     samples, source = _samples_per_epoch(config)
     steps = total_steps(config, samples)
     schedule = build_schedule(config.optimizer, steps, config.train.global_batch_size, samples)

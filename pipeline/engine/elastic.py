@@ -69,7 +69,7 @@ def _allocate_moments(engine: TrainEngine, step: int) -> None:
         flat = engine.optimizer.fp32_partitioned_groups_flat
     for parameter in flat:
         inner.state[parameter] = {
-            "step": torch.tensor(float(step)),
+            "step": torch.tensor(float(step), device=parameter.device),
             **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
         }
     if engine.zero_stage in (1, 2):
