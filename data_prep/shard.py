@@ -61,7 +61,10 @@ class StoredSample:
             member = tarfile.TarInfo.frombuf(bytes(self._content[header:start]), "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise ValueError(f"no metadata after the caption: {error}") from error
-        return json.loads(bytes(self._content[start : start + member.size]))
+        value = json.loads(bytes(self._content[start : start + member.size]))
+        if not isinstance(value, dict):
+            raise ValueError(f"the metadata is no mapping but {type(value).__name__}")
+        return value
 
 
 def index_path(shard: Path | str) -> Path:

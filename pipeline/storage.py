@@ -50,12 +50,11 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
     Raises FileNotFoundError, and UserError when a network fails for good.
     """
     contents = [b""] * len(ranges)
-    for scheme in {part.url.partition("://")[0] for part in ranges}:
-        chosen = [n for n, part in enumerate(ranges) if part.url.startswith(f"{scheme}://")]
-        urls, starts, stops = (list(column) for column in zip(*(ranges[n] for n in chosen), strict=True))
-        found = _patiently(urls[0], lambda files, _: files.cat_ranges(urls, starts, stops, on_error="raise"))  # noqa: B023
-        for n, content in zip(chosen, found, strict=True):
-            contents[n] = content
+    for scheme in {_scheme(part.url) for part in ranges}:
+        chosen = [number for number, part in enumerate(ranges) if _scheme(part.url) == scheme]
+        found = _patiently(ranges[chosen[0]].url, _ReadRanges([ranges[number] for number in chosen]))
+        for number, content in zip(chosen, found, strict=True):
+            contents[number] = content
     return contents
 
 
@@ -85,6 +84,30 @@ def _patiently(url: str, action: Callable[[Any, str], T]) -> T:
                 ) from error
             time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
     raise AssertionError("unreachable")
+
+
+class _ReadRanges:
+    """All pieces at once; at another attempt, those that are still wanted."""
+
+    def __init__(self, ranges: Sequence[Range]) -> None:
+        self._wanted = dict(enumerate(ranges))
+        self._found: dict[int, bytes] = {}
+
+    def __call__(self, files: Any, _: str) -> list[bytes]:
+        urls, starts, stops = (list(column) for column in zip(*self._wanted.values(), strict=True))
+        answers = files.cat_ranges(urls, starts, stops, on_error="return")
+        for number, answer in zip(list(self._wanted), answers, strict=True):
+            if isinstance(answer, bytes):
+                self._found[number] = answer
+                del self._wanted[number]
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [self._found[number] for number in sorted(self._found)]
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0]
 
 
 def _said(error: BaseException) -> str:

@@ -92,7 +92,8 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         corpus.by_sample_index(np.arange(6))
 
 
-def test_crops_are_distributed_as_torchvisions() -> None:
+@pytest.mark.parametrize("ratio", [RATIO, (0.5, 1.1)], ids=str)
+def test_crops_are_distributed_as_torchvisions(ratio: tuple[float, float]) -> None:
     """Moments of area, aspect ratio and position over 4,000 draws, against RandomResizedCrop itself."""
     width, height, scale = 320, 200, (0.3, 1.0)
     image = torch.zeros(1, height, width)
@@ -100,9 +101,9 @@ def test_crops_are_distributed_as_torchvisions() -> None:
     generator = np.random.default_rng(0)
     theirs, ours = [], []
     for _ in range(4000):
-        top, left, h, w = RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3])
+        top, left, h, w = RandomResizedCrop.get_params(image, list(scale), list(ratio))
         theirs.append((w * h, w / h, left, top))
-        box = crop_box(width, height, scale, RATIO, generator)
+        box = crop_box(width, height, scale, ratio, generator)
         w, h = box[2] - box[0], box[3] - box[1]
         ours.append((w * h, w / h, box[0], box[1]))
     a, b = np.array(theirs, float), np.array(ours, float)
