@@ -70,8 +70,8 @@ def _patiently(url: str, action: Callable[[Any, str], T]) -> T:
     for attempt in range(ATTEMPTS):
         try:
             return action(*fsspec.url_to_fs(url))
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as error:  # whose text, in most libraries, does not say which
+            raise FileNotFoundError(errno.ENOENT, "no such file", error.filename or url) from error
         except (ImportError, PermissionError, ValueError) as error:  # no such kind of URL, or it is not ours to read
             raise UserError(f"{url} cannot be read: {_said(error)}. Mend the URL, credentials or endpoint.") from error
         except Exception as error:  # each library below has its own
@@ -100,7 +100,9 @@ class _ReadRanges:
             if isinstance(answer, bytes):
                 self._found[number] = answer
                 del self._wanted[number]
-        for answer in answers:
+        for url, answer in zip(urls, answers, strict=True):
+            if isinstance(answer, FileNotFoundError):
+                raise FileNotFoundError(errno.ENOENT, "no such file", url) from answer
             if isinstance(answer, BaseException):
                 raise answer
         return [self._found[number] for number in sorted(self._found)]

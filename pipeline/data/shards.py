@@ -63,38 +63,40 @@ class ShardReader:
 
         Raises UserError when a shard is missing, or is not what its manifest says.
         """
-        entries, contents = [], [b""] * len(places)
-        wanted: dict[int, Range] = {}
+        try:
+            return self._read(places)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{error.filename} is missing, though the manifest lists its shard: "
+                "restore it, or run `data-prep verify NAME --again` and `data-prep manifest NAME`"
+            ) from error
+
+    def _read(self, places: Sequence[tuple[int, int]]) -> list[StoredSample]:
+        entries: list[np.void] = []
+        ranges: list[Range] = []
+        contents: dict[int, bytes] = {}
         for number, (shard, row) in enumerate(places):
             opened = self._shard(shard)
-            entries.append(opened.index[row])
             start, stop = sample_range(opened.index, row, opened.file.bytes)
-            wanted[number] = Range(opened.file.path, start, stop)
+            entries.append(opened.index[row])
+            ranges.append(Range(opened.file.path, start, stop))
             if opened.descriptor is not None:
                 contents[number] = os.pread(opened.descriptor, stop - start, start)
             elif self.cache is not None:
                 contents[number] = self.cache.read(opened.file, start, stop)
-        remote = {n: part for n, part in wanted.items() if self.cache is None and is_url(part.url)}
-        if remote:
-            for number, content in zip(remote, read_ranges(list(remote.values())), strict=True):
-                contents[number] = content
-        for part, content in zip(wanted.values(), contents, strict=True):
-            if len(content) != part.stop - part.start:
-                raise _damaged(part.url, f"gave {len(content)} bytes where {part.stop - part.start} should be")
-        return [StoredSample(content, entry) for content, entry in zip(contents, entries, strict=True)]
+        if remote := [number for number in range(len(places)) if number not in contents]:
+            contents.update(zip(remote, read_ranges([ranges[number] for number in remote]), strict=True))
+        for number, (url, start, stop) in enumerate(ranges):
+            if len(contents[number]) != stop - start:
+                raise _damaged(url, f"gave {len(contents[number])} bytes where {stop - start} should be")
+        return [StoredSample(contents[number], entry) for number, entry in enumerate(entries)]
 
     def _shard(self, shard: int) -> _OpenShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
         file = self.shard(shard)
-        try:
-            opened = _open_url(file) if is_url(file.path) else _open_file(file)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{error.filename or file.path} is missing, though the manifest lists {file.path.rpartition('/')[2]}: "
-                "restore it, or run `data-prep verify NAME --again` and `data-prep manifest NAME`"
-            ) from error
+        opened = _open_url(file) if is_url(file.path) else _open_file(file)
         if len(opened.index) != file.samples:
             raise _damaged(index_name(file.path), f"lists {len(opened.index)} samples, the manifest {file.samples}")
         if len(self._open) >= OPEN_SHARDS:
