@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import yaml
 
 from data_prep.manifest import read_manifest
@@ -61,8 +59,9 @@ def describe(config: RunConfig, ranks: int) -> str:
 
 
 def _samples_per_epoch(config: RunConfig) -> tuple[int, str]:
-    if config.loader.manifest is not None:
-        return int(read_manifest(Path(config.loader.manifest)).samples.sum()), "in the manifest"
+    sizes = [read_manifest(source.manifest).total_samples for source in config.loader.sources]
+    if sizes:
+        return sum(sizes), "in the manifest" if len(sizes) == 1 else f"in {len(sizes)} manifests"
     if config.corpus.expected_samples is None:
         raise UserError(
             "nothing says how many samples the corpus has: give loader.manifest=FOLDER, or "
