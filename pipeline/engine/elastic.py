@@ -26,7 +26,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def convert(tag_folder: Path, out: Path) -> None:
     """Write the per-parameter files of a checkpoint of stage 1 to 3. Raises UserError when DeepSpeed's tool fails."""
-    tool = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    tool = [sys.executable, "-m", "pipeline.engine.converter", "--inject_missing_state"]
     workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
     done = subprocess.run(
         [*tool, "--input_folder", str(tag_folder), "--output_folder", str(out), *workers],

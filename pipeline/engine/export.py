@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from pipeline.config.loader import parse
 from pipeline.config.schema import RunConfig
-from pipeline.engine.checkpoint import complete_tags, find_damage
+from pipeline.engine.tags import complete_tags, find_damage
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, read_json, sha256_file, write_json
 from pipeline.models.two_tower import WEIGHTS_FILE, open_clip_config, write_model_config
