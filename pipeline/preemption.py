@@ -89,7 +89,7 @@ def _listen(wakeups: int, within_seconds: float) -> None:
     first = _next_signal(wakeups, math.inf)
     assert first is not None
     # Should the loop be stuck in code that lets no other thread of Python run, this ends it, with exit status 1.
-    faulthandler.dump_traceback_later(within_seconds + 10, exit=True)
+    faulthandler.dump_traceback_later(1.1 * within_seconds, exit=True)
     second = _next_signal(wakeups, within_seconds)
     if second is None:
         name = signal.Signals(first).name

@@ -50,7 +50,7 @@ def config_of(corpus: Path, *overrides: str) -> RunConfig:
         "loader.workers=0",
         "objectives.neuclip.npn={prototypes: 16, restart_every: 3, inner_steps: 2}",
         "diagnostics={every_steps: 4, reference_samples: 40}",
-        "checkpoint.every=3",
+        "checkpoint.every=36 samples",
         "temperature.lr=0.01",
         "tracking.mlflow=false",
     )
