@@ -7,6 +7,7 @@ has nothing of a parameter, as of tau, does not go from stage 2 to 3, and after 
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,11 +35,17 @@ def convert(tag_folder: Path, out: Path) -> None:
         text=True,
     )
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(
-            f"{tag_folder} cannot be converted for another number of ranks or ZeRO stage: {reason}. Resume with those "
-            "that it was saved with"
+            f"{tag_folder} cannot be converted for another number of ranks or ZeRO stage: {_reason(done.stderr)}. "
+            "Resume with those that it was saved with"
         )
+
+
+def _reason(stderr: str) -> str:
+    """The message of the last exception, or the last line."""
+    lines = stderr.strip().splitlines() or ["it said nothing"]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception):", line)]
+    return (errors or lines)[-1]
 
 
 def load_converted(engine: TrainEngine, converted: Path, tag_folder: Path, step: int) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save
 
 from pipeline.config.loader import parse
 from pipeline.config.schema import RunConfig
+from pipeline.engine.safe_loading import loading
 from pipeline.engine.tags import complete_tags, find_damage
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, read_json, sha256_file, write_json
@@ -35,7 +36,8 @@ def export(checkpoint: Path, out: Path) -> dict[str, Any]:
     folder, tag = _find_tag(checkpoint)
     state = read_json(folder / tag / "trainer.json")
     config = parse(RunConfig, state["config"], where=f"{folder / tag}/trainer.json")
-    tensors = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag)
+    with loading(folder / tag):
+        tensors = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag)
     weights = {
         name.removeprefix(TOWERS): tensor.detach().to(torch.float32).contiguous().clone()
         for name, tensor in tensors.items()
