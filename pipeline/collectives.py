@@ -105,6 +105,15 @@ def broadcast_object(value: T, source: int = 0) -> T:
     return box[0]
 
 
+def all_gather_object(value: T) -> list[T]:
+    """A picklable value of every rank, in rank order."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[T] = [value] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def barrier() -> None:
     """Return once every rank is here."""
     if world_size() > 1:
