@@ -21,7 +21,7 @@ from pipeline.engine.checkpoint import Checkpointer
 from pipeline.engine.deepspeed_config import local_batch_size
 from pipeline.engine.engine import TrainEngine
 from pipeline.errors import UserError
-from pipeline.health import Health
+from pipeline.health import Health, Heartbeat
 from pipeline.models.two_tower import build_tokenizer, image_size, open_clip_config
 from pipeline.preemption import StopRequest
 from pipeline.tracking.base import Tracker
@@ -42,12 +42,16 @@ class Progress:
 
 
 class Trainer:
-    """One training run in `folder` (RUN/train), new or continued from its newest whole checkpoint; collective."""
+    """One training run in `folder` (RUN/train), new or continued from its newest whole checkpoint; collective.
 
-    def __init__(self, config: RunConfig, folder: Path, world: World) -> None:
+    heartbeat: is told what this rank does, for whoever watches.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, world: World, heartbeat: Heartbeat | None = None) -> None:
         model_config = open_clip_config(config.model)
         tokenizer = build_tokenizer(model_config)
         self.config, self.folder, self.world = config, folder, world
+        self.heartbeat = heartbeat or Heartbeat()
         self.corpus = Corpus(config.loader, config.seed, image_size(model_config), tokenizer)
         local_batch_size(config, world.size)
         self.total_steps = total_steps(config, len(self.corpus))
@@ -66,8 +70,10 @@ class Trainer:
         for batch in self._timed(self._batches()):
             for callback in callbacks:
                 callback.before_step(self)
+            self._next("in a training step")
             output = self.engine.step(batch)
             self.progress.step += 1
+            self._next("measuring and logging")
             self.progress.samples_seen += self.config.train.global_batch_size
             self.consumed.add(batch.sample_index)
             for callback in callbacks:
@@ -80,6 +86,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this moment; collective."""
+        self._next("saving")
         self.progress.order_digest = self.consumed.sync()
         state = {
             **asdict(self.progress),
@@ -89,6 +96,9 @@ class Trainer:
         started = time.perf_counter()
         self.checkpointer.save(self.engine, state)
         self.metrics.record("checkpoint/seconds", time.perf_counter() - started, "sum")
+
+    def _next(self, doing: str) -> None:
+        self.heartbeat.next(doing, self.progress.step)
 
     def _batches(self) -> Iterable[Batch]:
         positions = StepPositions(
@@ -104,6 +114,7 @@ class Trainer:
         """The batches on this rank's device; the time that the loop waits for each is a metric."""
         iterator = iter(batches)
         while True:
+            self._next("waiting for data")
             started = time.perf_counter()
             try:
                 batch = next(iterator, None)

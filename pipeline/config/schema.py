@@ -19,6 +19,7 @@ Symptom = Literal[
     "normalizer_error",
     "feature_collapse",
     "prototype_collapse",
+    "hang",
 ]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -175,7 +176,9 @@ class HealthConfig(Section):
     (`loader.max_failure_rate`).
     """
 
-    stop_on: tuple[Symptom, ...] = ("skipped_steps",)
+    stop_on: tuple[Symptom, ...] = ("skipped_steps", "hang")
+    # without a move, from waiting for data to the step, the callbacks, a save: longer than the first step compiles
+    hang_seconds: float = Field(1800, gt=0)
     tau_at_bound_steps: int = Field(200, ge=1)  # in a row with tau within 1 % of a bound of `temperature`
     skipped_steps: int = Field(20, ge=1)  # in a row, for overflow under fp16
     normalizer_error_factor: float = Field(5, gt=1)  # the median of the last three errors over the lowest so far ...
