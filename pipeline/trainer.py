@@ -20,6 +20,7 @@ from pipeline.distributed import World
 from pipeline.engine.checkpoint import Checkpointer
 from pipeline.engine.deepspeed_config import local_batch_size
 from pipeline.engine.engine import TrainEngine
+from pipeline.engine.resume_evidence import refuse_changed, refuse_non_finite, resume_evidence
 from pipeline.errors import UserError
 from pipeline.health import Health, Heartbeat
 from pipeline.models.two_tower import build_tokenizer, image_size, open_clip_config
@@ -69,15 +70,17 @@ class Trainer:
         stop = StopRequest(self.folder.parent, self.world)
         for batch in self._timed(self._batches()):
             for callback in callbacks:
+                self._next(f"in {type(callback).__name__} for the next")
                 callback.before_step(self)
             self._next("in a training step")
             output = self.engine.step(batch)
             self.progress.step += 1
-            self._next("measuring and logging")
             self.progress.samples_seen += self.config.train.global_batch_size
             self.consumed.add(batch.sample_index)
             for callback in callbacks:
+                self._next(f"in {type(callback).__name__}")
                 callback.after_step(self, batch, output)
+            self._next("asking whether to stop")
             if self.progress.step < self.total_steps and stop.agreed():
                 log.warning("stopping at step %d: %s", self.progress.step, stop.reason)
                 self.save()
@@ -87,9 +90,12 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this moment; collective."""
         self._next("saving")
+        evidence = resume_evidence(self.engine)
+        refuse_non_finite(evidence, self.progress.step)
         self.progress.order_digest = self.consumed.sync()
         state = {
             **asdict(self.progress),
+            "evidence": evidence,
             "manifest_fingerprint": self.corpus.fingerprint,
             "config": self.config.model_dump(mode="json"),
         }
@@ -120,6 +126,9 @@ class Trainer:
                 batch = next(iterator, None)
             except UserError as error:  # from a worker it comes with the worker's traceback before the message
                 raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None
+            except (ConnectionError, EOFError):  # a worker died while it sent this batch
+                time.sleep(1)  # torch's handler of SIGCHLD knows which and why, and raises that here
+                raise
             if batch is None:
                 return
             batch = batch.to(self.world.device)
@@ -142,7 +151,17 @@ class Trainer:
         if state is None:
             return Progress()
         refuse_other_run(state, self.config, self.corpus.fingerprint, self.folder)
+        self._refuse_changed(state)
         return Progress(state["step"], state["samples_seen"], state["order_digest"])
+
+    def _refuse_changed(self, state: dict[str, Any]) -> None:
+        where = f"{self.folder / 'checkpoints'} at step {state['step']}"
+        if "evidence" not in state:
+            log.warning("%s is from before checkpoints told of the optimizer: what was loaded is not checked", where)
+            return
+        seen = state["step"] * self.config.train.global_batch_size
+        resumed = {**resume_evidence(self.engine), "samples seen": seen}
+        refuse_changed({**state["evidence"], "samples seen": state["samples_seen"]}, resumed, where)
 
 
 def total_steps(config: RunConfig, samples_per_epoch: int) -> int:

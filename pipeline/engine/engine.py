@@ -68,7 +68,7 @@ class TrainEngine:
         self.objective.prepare(world.device, embed_dim, dataset_size, config.seed, epochs)
         optimizer = build_optimizer(self.module, config.optimizer, config.temperature)
         # ZeRO puts flat partitions into the optimizer's groups, so keep which parameters they are made of.
-        self._groups = {group["name"]: list(group["params"]) for group in optimizer.param_groups}
+        self.groups = {group["name"]: list(group["params"]) for group in optimizer.param_groups}
         self.micro_batch_size = micro_batch_size(config, world.size)
         if self.micro_batch_size < batch_size // world.size:
             refuse_batch_norm(self.module.towers)
@@ -115,11 +115,11 @@ class TrainEngine:
     @property
     def parameter_groups(self) -> list[str]:
         """The optimizer's groups by name, those that have a parameter."""
-        return list(self._groups)
+        return list(self.groups)
 
     def parameter_norms(self) -> dict[str, Tensor]:
         """The norm of each optimizer group's parameters, () fp64; collective."""
-        return parameter_norms(self._groups, self.world)
+        return parameter_norms(self.groups, self.world)
 
     def save(self, folder: Path, tag: str) -> None:
         """Write the ZeRO state under `folder/tag`; collective."""

@@ -25,8 +25,8 @@ class Suspects(NamedTuple):
 def find_suspects(before: Mapping[int, Heartbeat], after: Mapping[int, Heartbeat], size: int) -> Suspects:
     """before, after: heartbeats by rank, read longer apart than two beats. size: of the world.
 
-    The first of these that there are: ranks that failed by themselves, ranks without a sign of life, ranks that lost
-    others, ranks that are at an earlier place than the others.
+    The first of these that there are: ranks that failed by themselves, ranks without a sign of life, ranks that are at
+    an earlier place than others, ranks that lost others.
     """
     failed = [beat for beat in after.values() if beat.failed]
     causes = [beat for beat in failed if beat.exit_status != EXIT_AGAIN]
@@ -35,17 +35,17 @@ def find_suspects(before: Mapping[int, Heartbeat], after: Mapping[int, Heartbeat
         return Suspects(f"{words}. See its log", causes[0].exit_status, certain=True)
     silent = [rank for rank in range(size) if rank not in after or _is_silent(before.get(rank), after[rank])]
     if silent:
-        last = [str(after[rank]) if rank in after else f"rank {rank}, never seen" for rank in silent]
+        last = [f"{after[rank]} when last heard" if rank in after else f"rank {rank}, never heard" for rank in silent]
         return Suspects(
-            f"no sign of life from {_listed(last)}: the process was killed (out of memory?) or stopped, or its "
-            "machine is gone. See its log"
+            f"no sign of life from {_listed(last)}: the process was killed (out of memory?) or stopped, or its machine "
+            "is gone. See its log"
         )
-    if failed:
-        return Suspects(_listed([f"{beat}, ended with: {beat.failed}" for beat in failed]))
     furthest = max(beat.moves for beat in after.values())
     behind = [str(beat) for beat in after.values() if beat.moves < furthest]
     if behind:
         return Suspects(f"the others wait for {_listed(behind)}")
+    if failed:
+        return Suspects(_listed([f"{beat}, ended with: {beat.failed}" for beat in failed]))
     place = next(iter(after.values()))
     return Suspects(
         f"every rank is at the same place, after step {place.step}, {place.doing}: the network or a file system does "

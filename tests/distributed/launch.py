@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "pipeline.trainer"])
+# DeepSpeed imports its Muon in every engine, and that compiles: seconds of each rank, unless done once.
+_CONTEXT.set_forkserver_preload(["pytest", "pipeline.trainer", "deepspeed.runtime.zero.muon.muon_optimizer"])
 
 
 def run_ranks(

@@ -22,7 +22,7 @@ from pipeline.training import train
 from tests.distributed.launch import run_ranks
 from tests.distributed.test_training import config_of, here
 
-HANG_SECONDS = 10  # a slow machine's start must take less
+HANG_SECONDS = 20  # the start on a slow machine must take less
 ILL_STEP = 3
 
 
@@ -74,7 +74,7 @@ def run(corpus: Path, folder: Path, kind: str, *overrides: str) -> tuple[str, li
     settings = ("checkpoint.every_steps=2", "loader.workers=1", f"health.hang_seconds={HANG_SECONDS}")
     config = config_of(corpus, *settings, *overrides)
     with pytest.raises(RuntimeError) as caught:
-        run_ranks(2, life, config, folder, kind, timeout_seconds=90, last_words_seconds=8)
+        run_ranks(2, life, config, folder, kind, timeout_seconds=90, last_words_seconds=30)
     return str(caught.value), [(folder / f"{rank}.log").read_text() for rank in (0, 1)]
 
 
@@ -99,9 +99,10 @@ def test_a_rank_that_is_stopped_is_named_by_the_one_that_waits(runs: dict[str, A
     assert f"0: {EXIT_AGAIN}" in ended
     (error,) = errors(terminals[0])
     assert f"nothing has moved for {HANG_SECONDS} s (health.hang_seconds) after step {ILL_STEP}" in error
-    assert f"no sign of life from rank 1 (host {stopped.host}, pid {stopped.pid}) after step {ILL_STEP}" in error
-    assert "in a training step" in (folder / "stacks/00000.txt").read_text().splitlines()[0]
-    assert "in step" in (folder / "stacks/00000.txt").read_text()
+    assert f"no sign of life from rank 1 (host {stopped.host}, pid {stopped.pid}) after step {stopped.step}" in error
+    stacks = (folder / "stacks/00000.txt").read_text()
+    assert "asking whether to stop" in stacks.splitlines()[0]
+    assert "in agreed" in stacks
     assert (folder / "stacks/00001.txt").read_text() == ""
 
 
@@ -113,7 +114,7 @@ def test_a_rank_that_sleeps_is_named_and_shows_where(runs: dict[str, Any]) -> No
     assert said
     for error in said:
         assert "the others wait for rank 1 (host" in error
-        assert f"after step {ILL_STEP}, measuring and logging" in error
+        assert f"after step {ILL_STEP}, in Trouble" in error
     assert "in sleep_for_ever" in (folder / "stacks/00001.txt").read_text()
     assert "in sleep_for_ever" not in (folder / "stacks/00000.txt").read_text()
 
