@@ -22,7 +22,7 @@ from pipeline.engine.deepspeed_config import local_batch_size
 from pipeline.engine.engine import TrainEngine
 from pipeline.engine.resume_evidence import refuse_changed, refuse_non_finite, resume_evidence
 from pipeline.errors import UserError
-from pipeline.health import Health, Heartbeat
+from pipeline.health import DecodeFailures, Health, Heartbeat, RankTimes, hosts
 from pipeline.models.two_tower import build_tokenizer, image_size, open_clip_config
 from pipeline.preemption import StopRequest
 from pipeline.tracking.base import Tracker
@@ -61,12 +61,18 @@ class Trainer:
         self.progress = self._restore()
         self.consumed = ConsumedDigest(self.progress.order_digest)
         self.metrics = MetricBuffer()
+        self.waited_seconds = 0.0  # for data, in this life
+        engine = self.engine
+        self.health = Health(
+            config, engine.parameter_groups, engine.schedule.warmup_steps, engine.objective.rho, hosts()
+        )
         self.tracker: Tracker
 
     def fit(self, tracker: Tracker) -> Literal["finished", "preempted"]:
         """Train to the end, or until asked to stop; either way what was learned is saved."""
         self.tracker = tracker
         callbacks = self._callbacks()
+        self.health.recall(self.folder / METRICS, self.progress.step)
         stop = StopRequest(self.folder.parent, self.world)
         for batch in self._timed(self._batches()):
             for callback in callbacks:
@@ -89,6 +95,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this moment; collective."""
+        self.health.settle(self)
         self._next("saving")
         evidence = resume_evidence(self.engine)
         refuse_non_finite(evidence, self.progress.step)
@@ -132,7 +139,9 @@ class Trainer:
             if batch is None:
                 return
             batch = batch.to(self.world.device)
-            self.metrics.record("data/wait_seconds", time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.waited_seconds += seconds
+            self.metrics.record("data/wait_seconds", seconds)
             yield batch
 
     def _callbacks(self) -> list[Callback]:
@@ -141,7 +150,9 @@ class Trainer:
             NormalizerError(self),
             Geometry(config.train.log_every_steps),
             ParameterNorms(config.diagnostics.every_steps),
-            Health(config, self.engine.parameter_groups, self.engine.schedule.warmup_steps, self.engine.objective.rho),
+            RankTimes(config.train.log_every_steps, self.progress.step),
+            DecodeFailures(config, self.progress.step),
+            self.health,
             Logging(config.train.log_every_steps, self.progress.step),
             Saving(config.checkpoint.every_steps, config.checkpoint.every_minutes),
         ]

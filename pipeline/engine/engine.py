@@ -17,6 +17,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed import World
 from pipeline.engine.deepspeed_config import deepspeed_config, micro_batch_size
+from pipeline.engine.device_time import DeviceTime
 from pipeline.engine.master_state import set_weights
 from pipeline.engine.micro_batches import MicroBatches, refuse_batch_norm
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer
@@ -60,6 +61,7 @@ class TrainEngine:
         batch_size = config.train.global_batch_size
         self.schedule = build_schedule(config.optimizer, total_steps, batch_size, dataset_size)
         self.step_number = 0
+        self.encode_time = DeviceTime(world.device)
         torch.manual_seed(config.seed)  # the same fresh weights on every rank
         self.module = build_train_module(config)
         self.objective = build_objective(config.objective, config.objectives.get(config.objective, {}))
@@ -82,7 +84,8 @@ class TrainEngine:
     def step(self, batch: Batch) -> StepOutput:
         """One update from the local batch; collective. batch: on this rank's device."""
         pieces = MicroBatches(self.deepspeed, batch, self.micro_batch_size)
-        encoded = pieces.encode()
+        with self.encode_time.measured():
+            encoded = pieces.encode()
         features = Features(encoded.image_features, encoded.text_features)
         output = self.objective(features, batch.sample_index, encoded.tau, encoded.logit_bias)
         tau = encoded.tau.detach()

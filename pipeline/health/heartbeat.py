@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-BYTES = 1024  # of a file, padded: written at once over the one before, so that a reader finds no half of it
+BYTES = 2048  # of a file, padded: written at once over the one before, so that a reader finds no half of it
 
 
 @dataclass
