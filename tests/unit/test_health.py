@@ -301,11 +301,14 @@ def test_undecodable_samples_are_counted_until_they_are_too_many() -> None:
     trainer: Any = SimpleNamespace(
         progress=SimpleNamespace(step=10), total_steps=100, world=SimpleNamespace(device=torch.device("cpu"))
     )
-    counted = []
-    with pytest.raises(UserError, match=r"11 of 20 samples .*\{'OSError': 11\}.*loader.max_failure_rate=0.01 allows"):
-        for count in (3, 0, 0, 7, 1, 0, 0, 0):
-            trainer.progress.step += 1
-            output = StepOutput(EMPTY, torch.tensor([0.05]), ObjectiveOutput(torch.tensor(1.0)), {})
-            failures.after_step(trainer, BATCH._replace(failures=Counter({"OSError": count})), output)
-            counted += [output.metrics[name] for name in output.metrics]
-    assert counted == [3.0, 7.0]
+
+    def step(count: int) -> dict[str, Any]:
+        trainer.progress.step += 1
+        output = StepOutput(EMPTY, torch.tensor([0.05]), ObjectiveOutput(torch.tensor(1.0)), {})
+        failures.after_step(trainer, BATCH._replace(failures=Counter({"OSError": count})), output)
+        return dict(output.metrics)
+
+    assert [step(count) for count in (3, 0, 0, 7)] == [{}, {"data/failures": 3.0}, {}, {"data/failures": 7.0}]
+    assert step(1) == {}
+    with pytest.raises(UserError, match=r"11 of 24 samples .*\{'OSError': 11\}.*loader.max_failure_rate=0.01 allows"):
+        step(0)
