@@ -63,7 +63,7 @@ class Watchdog:
             path.mkdir(parents=True, exist_ok=True)
         self._answered = self._requested()
         self._file = open(self._stacks / f"{self.heartbeat.rank:05d}.txt", "a")
-        self._beat()
+        self._tick()
         self._thread.start()
         return self
 
@@ -95,8 +95,7 @@ class Watchdog:
     def _watch(self) -> None:
         still, moves = 0.0, -1
         while not self._over.wait(self._period):
-            self._beat()
-            faulthandler.dump_traceback_later(2 * self._seconds, exit=self._stops, file=self._file)
+            self._tick()
             # Ticks of this thread, not the clock: a job that was suspended for a while does not hang.
             still = still + self._period if moves == self.heartbeat.moves else 0.0
             moves = self.heartbeat.moves
@@ -152,6 +151,10 @@ class Watchdog:
         self.heartbeat.exit_status = error.exit_status if isinstance(error, UserError) else 1
         self.heartbeat.failed = f"{type(error).__name__}: {error}"[:400]
         self._beat()
+
+    def _tick(self) -> None:
+        self._beat()
+        faulthandler.dump_traceback_later(2 * self._seconds, exit=self._stops, file=self._file)
 
     def _beat(self) -> None:
         self.heartbeat.write(self._heartbeats)
