@@ -14,13 +14,14 @@ augmentation for all of them).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from lab.study import RESULTS, machine, mean_and_error, study
+from lab.study import RESULTS, key, machine, mean_and_error, read, study
 from lab.training import Trial
 from pipeline.files import write_json
 
@@ -102,13 +103,16 @@ def tuned(jobs: int | None) -> dict[str, dict[str, Any]]:
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """runs: by objective, one result per seed in the order of seeds; those that diverged are counted, not averaged."""
+    """runs: by objective, one result per seed from 0 on; those that diverged are counted, not averaged.
+
+    Differences are over the seeds that both have.
+    """
     table: dict[str, dict[str, Any]] = {}
     against = {}
     for objective, results in runs.items():
         whole = [result for result in results if "diverged" not in result]
         tasks = [by_task(result["final"]) for result in whole]
-        table[objective] = {"diverged": len(results) - len(whole)}
+        table[objective] = {"seeds": len(results), "diverged": len(results) - len(whole)}
         if not whole:
             continue
         table[objective] |= {
@@ -117,7 +121,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             "seconds": statistics.median(result["seconds"] for result in results),
         }
         if objective != OURS:
-            pairs = [pair for pair in zip(runs[OURS], results, strict=True) if not any("diverged" in r for r in pair)]
+            pairs = [pair for pair in zip(runs[OURS], results, strict=False) if not any("diverged" in r for r in pair)]
             if pairs:
                 against[objective] = mean_and_error([score(ours) - score(theirs) for ours, theirs in pairs])
     return {"table": table, "neuclip_minus": against}
@@ -154,6 +158,7 @@ def main() -> None:
     parser.add_argument("stage", nargs="?", choices=("tune", "run"), default="run")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", choices=list(CANDIDATES), help="run these; the others as far as they are")
     parser.add_argument("--jobs", type=int, default=None, help="runs at once; default: the cores")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -164,12 +169,16 @@ def main() -> None:
         print(json.dumps(chosen))
         return
     trials = {
-        f"{objective} seed {seed}": trial(objective, best["settings"], seed=seed, measure_accuracy=5, report=True)
+        (objective, seed): trial(objective, best["settings"], seed=seed, measure_accuracy=5, report=True)
         for seed in range(arguments.seeds)
         for objective, best in chosen.items()
     }
-    results = study(RESULTS / "accuracy_runs.jsonl", trials, arguments.jobs)
-    runs = {o: [results[f"{o} seed {seed}"] for seed in range(arguments.seeds)] for o in chosen}
+    wanted = arguments.only or list(chosen)
+    labels = {f"{objective} seed {seed}": t for (objective, seed), t in trials.items() if objective in wanted}
+    study(RESULTS / "accuracy_runs.jsonl", labels, arguments.jobs)
+    done = read(RESULTS / "accuracy_runs.jsonl")
+    keys = {o: [key(t) for (name, _), t in trials.items() if name == o] for o in chosen}
+    runs = {o: [done[k] for k in itertools.takewhile(done.__contains__, keys[o])] for o in chosen}
     outcome = summary(runs)
     write_json(RESULTS / "accuracy.json", {**outcome, "curves": curves(runs), "tuning": chosen, "machine": machine()})
     print(json.dumps(outcome))

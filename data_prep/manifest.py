@@ -1,6 +1,7 @@
 """The manifest of a corpus: which shards are proven, how long they are, and what they hash to.
 
-A leaf: the training side imports this file and `shard.py`, and nothing else of `data_prep`.
+A leaf: the training side imports this file and `shard.py`, and nothing else of `data_prep`. A manifest and
+its shards may lie at any URL that fsspec reads.
 
     manifest.parquet   one row per shard, in order: path, samples, bytes, sha256, index_sha256,
                        first_sample_index, work_item, attempt
@@ -12,17 +13,20 @@ the fingerprint is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.files import atomic_open, fingerprint, read_json, write_json
+from pipeline.files import atomic_open, write_json
+from pipeline.storage import is_url, join, read_bytes
 
 MANIFEST_FILES = ("manifest.json", "manifest.parquet")
 SCHEMA = pa.schema(
@@ -39,16 +43,30 @@ SCHEMA = pa.schema(
 )
 
 
+DECIDES = ("path", "samples", "bytes", "sha256", "index_sha256")  # what the fingerprint is of
+
+
+class ShardFile(NamedTuple):
+    """What the manifest says of one shard. path: absolute, relative as the manifest's folder is, or a URL."""
+
+    path: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The proven shards of one corpus, S of them.
 
-    folder: shard paths are relative to it.
-    paths: (S,) strings. samples, first_sample_index: (S,) int64. fingerprint: of the rows, hex sha256.
+    folder: path or URL; shard paths are relative to it. table: S rows of SCHEMA, as Arrow keeps them: a forked
+    loader process shares their memory, and 100,000 shards are 20 MB. samples, first_sample_index: (S,) int64.
+    fingerprint: of the rows, hex sha256.
     """
 
-    folder: Path
-    paths: list[str]
+    folder: str
+    table: pa.Table
     samples: np.ndarray
     first_sample_index: np.ndarray
     fingerprint: str
@@ -57,14 +75,14 @@ class Manifest:
     def total_samples(self) -> int:
         return int(self.samples.sum())
 
-    def shard_path(self, shard: int) -> Path:
-        return self.folder / self.paths[shard]
+    def shard(self, shard: int) -> ShardFile:
+        path, *rest = (self.table[column][shard].as_py() for column in DECIDES)
+        return ShardFile(join(self.folder, path), *rest)
 
 
-def rows_fingerprint(rows: list[dict[str, Any]]) -> str:
+def rows_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
     """Hex sha256 of what the shards are, in their order, wherever they lie."""
-    what = ("path", "samples", "bytes", "sha256", "index_sha256")
-    return fingerprint([[row[column] for column in what] for row in rows])
+    return _digest([row[column] for column in DECIDES] for row in rows)
 
 
 def summarise(rows: list[dict[str, Any]], totals: dict[str, Any]) -> dict[str, Any]:
@@ -94,20 +112,15 @@ def write_manifest(folder: Path, rows: list[dict[str, Any]], totals: dict[str, A
 
 
 def read_manifest(path: Path | str) -> Manifest:
-    """Open a manifest: the folder that holds it, or either of its two files.
+    """Open a manifest: the folder that holds it, or either of its two files; paths or URLs.
 
     Raises UserError when it is missing, empty or damaged, or when the two files disagree.
     """
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    command = f"`data-prep manifest {folder.absolute().name}`"
+    folder = _folder(str(path))
+    command = f"`data-prep manifest {folder.rstrip('/').rpartition('/')[2]}`"
     try:
-        summary = read_json(folder / "manifest.json")
-        table = pq.read_table(folder / "manifest.parquet")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no manifest at {folder}: {Path(error.filename or folder).name} is missing. Publish one with {command}."
-        ) from error
+        summary = json.loads(_read(folder, "manifest.json", command))
+        table = pq.read_table(pa.BufferReader(_read(folder, "manifest.parquet", command))).combine_chunks()
     except ValueError as error:  # JSON's and Arrow's complaints are ValueErrors
         raise UserError(f"the manifest at {folder} is damaged: {error}. Run {command} again.") from error
     if table.schema != SCHEMA or not isinstance(summary, dict):
@@ -116,9 +129,39 @@ def read_manifest(path: Path | str) -> Manifest:
         raise UserError(f"the manifest at {folder} lists no shards: the corpus has no usable rows")
     samples = table["samples"].to_numpy()
     firsts = table["first_sample_index"].to_numpy()
-    if rows_fingerprint(table.to_pylist()) != summary.get("fingerprint") or any(firsts != _first_indices(samples)):
+    if _digest(_rows(table)) != summary.get("fingerprint") or any(firsts != _first_indices(samples)):
         raise UserError(f"manifest.parquet and manifest.json at {folder} disagree (fingerprint). Run {command} again.")
-    return Manifest(folder, table["path"].to_pylist(), samples, firsts, summary["fingerprint"])
+    return Manifest(folder, table, samples, firsts, summary["fingerprint"])
+
+
+def _folder(path: str) -> str:
+    parent, _, name = path.rpartition("/")
+    if name in MANIFEST_FILES:
+        path = parent or "."
+    return path if is_url(path) else str(Path(path).absolute())
+
+
+def _read(folder: str, name: str, command: str) -> bytes:
+    try:
+        return read_bytes(join(folder, name))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"no manifest at {folder}: {name} is missing. Publish one with {command}.") from error
+
+
+def _digest(rows: Iterable[Sequence[Any]]) -> str:
+    """sha256 of the rows as one compact JSON list, made row by row: 100,000 of them are 25 MB."""
+    digest = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):
+        text = json.dumps(row, separators=(",", ":"), ensure_ascii=False)
+        digest.update(f"{',' if number else ''}{text}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
+def _rows(table: pa.Table) -> Iterable[tuple[Any, ...]]:
+    """The columns DECIDES row by row, few at a time."""
+    for batch in table.select(DECIDES).to_batches(max_chunksize=1024):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _first_indices(samples: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 Members are, sample by sample in the order of uids, `<uid>.<jpg|png|webp>`, `<uid>.txt`, `<uid>.json`, with no
 times, owners or modes of the machine in them, so the same samples always give the same sha256. Next to
 `NAME.tar` lies `NAME.index.npy`: for each sample where its image and its caption lie, so that a reader can
-seek to any sample without walking the tar.
+seek to any sample without walking the tar. The metadata of a sample is the member after its caption.
 """
 
 from __future__ import annotations
@@ -35,9 +35,46 @@ class Sample(NamedTuple):
     metadata: dict[str, Any]
 
 
+class StoredSample:
+    """The bytes of one sample in a shard, from its image to the end of its metadata."""
+
+    def __init__(self, content: bytes, entry: np.void) -> None:
+        """content: what lies at `sample_range`. entry: the sample's row of the index."""
+        self._content = memoryview(content)
+        self._image_bytes, self._text_bytes = int(entry["image_bytes"]), int(entry["text_bytes"])
+        self._text_start = int(entry["text_offset"]) - int(entry["image_offset"])
+
+    @property
+    def image(self) -> bytes:
+        return bytes(self._content[: self._image_bytes])
+
+    @property
+    def caption(self) -> str:
+        return bytes(self._content[self._text_start :][: self._text_bytes]).decode()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The JSON beside the image. Raises ValueError when there is none."""
+        header = self._text_start + _in_blocks(self._text_bytes)
+        start = header + tarfile.BLOCKSIZE
+        try:
+            member = tarfile.TarInfo.frombuf(bytes(self._content[header:start]), "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise ValueError(f"no metadata after the caption: {error}") from error
+        value = json.loads(bytes(self._content[start : start + member.size]))
+        if not isinstance(value, dict):
+            raise ValueError(f"the metadata is no mapping but {type(value).__name__}")
+        return value
+
+
 def index_path(shard: Path | str) -> Path:
     """Where the byte index of a shard lies: `a/00000-000.tar` -> `a/00000-000.index.npy`."""
-    return Path(shard).with_suffix(".index.npy")
+    return Path(index_name(str(shard)))
+
+
+def index_name(shard: str) -> str:
+    """`index_path`, for a path or a URL."""
+    return f"{shard.removesuffix('.tar')}.index.npy"
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> int:
@@ -80,6 +117,18 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
 def read_index(shard: Path | str) -> np.ndarray:
     """The shard's byte index, (samples,) of INDEX_DTYPE, memory-mapped."""
     return np.load(index_path(shard), mmap_mode="r")
+
+
+def sample_range(index: np.ndarray, row: int, shard_bytes: int) -> tuple[int, int]:
+    """Where a StoredSample lies: first byte, and the one after its last. shard_bytes: size of the tar."""
+    last = row + 1 == len(index)
+    stop = shard_bytes if last else int(index[row + 1]["image_offset"]) - tarfile.BLOCKSIZE
+    return int(index[row]["image_offset"]), stop
+
+
+def _in_blocks(size: int) -> int:
+    """What a member of `size` bytes takes in a tar, without its header."""
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def read_at(descriptor: int, offset: int, size: int) -> bytes:

@@ -84,6 +84,20 @@ class Geometry:
             output.metrics.update(geometry(output.features))
 
 
+class Consumption:
+    """What the loader gave: samples of each corpus so far where there are several, and captions that were empty."""
+
+    def before_step(self, trainer: Trainer) -> None:
+        pass
+
+    def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
+        trainer.metrics.record("data/empty_captions", float(batch.empty_captions), "sum")
+        drawn = trainer.corpus.drawn(trainer.progress.samples_seen)
+        if len(drawn) > 1:
+            for name, count in drawn.items():
+                trainer.metrics.record(f"data/samples/{name}", float(count), "last")
+
+
 class ParameterNorms:
     """The norm of each parameter group, every so many steps: equal norms show a group that does not train."""
 

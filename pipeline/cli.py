@@ -143,6 +143,8 @@ def train(recipe: str, run_dir: Path | None, dry_run: bool, ranks: int | None, o
 
         click.echo(describe(config, ranks or config.train.processes))
         return
+    if ranks is not None:
+        raise UserError(f"--ranks {ranks} is for --dry-run; torchrun or srun says how many ranks train")
     if run_dir is None:
         raise UserError("--run-dir is missing: say where the run is kept, or ask for a --dry-run")
     from pipeline.training import train

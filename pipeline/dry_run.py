@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import yaml
 
 from data_prep.manifest import read_manifest
 from pipeline.config.schema import RunConfig
 from pipeline.engine import cost
-from pipeline.engine.deepspeed_config import deepspeed_config, local_batch_size
+from pipeline.engine.deepspeed_config import deepspeed_config, local_batch_size, micro_batch_size, zero_stage
+from pipeline.engine.micro_batches import refuse_batch_norm
 from pipeline.engine.schedule import build_schedule
 from pipeline.errors import UserError
 from pipeline.objectives import REGISTRY
@@ -21,14 +20,18 @@ GIB, MIB = 2**30, 2**20
 def describe(config: RunConfig, ranks: int) -> str:
     """The resolved config and the estimates, as text. ranks: GPUs of the whole run.
 
-    Raises UserError as the run itself would: for a batch that the ranks do not divide, a wrong DeepSpeed config.
+    Raises UserError as the run itself would: for a batch that the ranks do not divide, a wrong DeepSpeed config,
+    starting weights that are not there.
     """
     batch_size = local_batch_size(config, ranks)
-    stage = deepspeed_config(config, ranks).get("zero_optimization", {}).get("stage", 0)
+    stage = zero_stage(deepspeed_config(config, ranks))
     samples, source = _samples_per_epoch(config)
     steps = total_steps(config, samples)
     schedule = build_schedule(config.optimizer, steps, config.train.global_batch_size, samples)
-    sizes = cost.tower_sizes(config)
+    towers = cost.towers_on_meta(config)
+    if micro_batch_size(config, ranks) < batch_size:
+        refuse_batch_norm(towers)
+    sizes = cost.tower_sizes(towers)
     seen = steps * config.train.global_batch_size
     saved = cost.objective_state_bytes(config.objective, config, 1, samples)
     lines = [
@@ -56,8 +59,9 @@ def describe(config: RunConfig, ranks: int) -> str:
 
 
 def _samples_per_epoch(config: RunConfig) -> tuple[int, str]:
-    if config.loader.manifest is not None:
-        return int(read_manifest(Path(config.loader.manifest)).samples.sum()), "in the manifest"
+    sizes = [read_manifest(source.manifest).total_samples for source in config.loader.sources]
+    if sizes:
+        return sum(sizes), "in the manifest" if len(sizes) == 1 else f"in {len(sizes)} manifests"
     if config.corpus.expected_samples is None:
         raise UserError(
             "nothing says how many samples the corpus has: give loader.manifest=FOLDER, or "

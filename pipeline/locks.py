@@ -67,3 +67,9 @@ def taking_turns(path: Path) -> Iterator[None]:
     with open(path, "a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody, this process included, holds the lock file `path`."""
+    with open(path, "a+") as stream:
+        return not _try_lock(stream)

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.callbacks import Callback, Geometry, Logging, NormalizerError, ParameterNorms, Saving
+from pipeline.callbacks import Callback, Consumption, Geometry, Logging, NormalizerError, ParameterNorms, Saving
 from pipeline.config.diff import differences
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ORDER_SETTINGS, LoaderConfig, RunConfig
 from pipeline.data.consumed import ConsumedDigest
 from pipeline.data.loader import Batch, Corpus, StepPositions, build_loader
 from pipeline.distributed import World
@@ -149,6 +149,7 @@ class Trainer:
         return [
             NormalizerError(self),
             Geometry(config.train.log_every_steps),
+            Consumption(),
             ParameterNorms(config.diagnostics.every_steps),
             RankTimes(config.train.log_every_steps, self.progress.step),
             DecodeFailures(config, self.progress.step),
@@ -212,7 +213,15 @@ def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
         "train": {
             key: config["train"][key] for key in ("global_batch_size", "samples", "epochs", "steps", "precision")
         },
-        "loader": {key: config["loader"][key] for key in ("lanes", "shuffle_window", "crop_scale")},
+        "loader": _what_decides_of_loader(LoaderConfig(**config["loader"])),
+    }
+
+
+def _what_decides_of_loader(loader: LoaderConfig) -> dict[str, Any]:
+    """Not where the corpora lie: the fingerprint says what they are. Settings unknown to an old run have defaults."""
+    return {
+        "weights": [source.weight for source in loader.corpora],
+        **{key: getattr(loader, key) for key in ORDER_SETTINGS},
     }
 
 

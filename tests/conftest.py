@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,13 @@ def image_bytes(number: int, size: int = 24, form: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-def write_corpus(folder: Path, shard_sizes: list[int], broken: tuple[int, ...] = ()) -> Path:
+def write_corpus(
+    folder: Path,
+    shard_sizes: list[int],
+    broken: tuple[int, ...] = (),
+    metadata: Callable[[int], dict[str, Any]] = lambda number: {"n": number},
+    caption: Callable[[int], str] = "caption {}".format,
+) -> Path:
     """A published corpus of noise images; sample i has the caption `caption i`. broken: samples without an image."""
     rows, number = [], 0
     for shard, size in enumerate(shard_sizes):
@@ -30,7 +38,7 @@ def write_corpus(folder: Path, shard_sizes: list[int], broken: tuple[int, ...] =
         samples = []
         for _ in range(size):
             content = b"no image" if number in broken else image_bytes(number)
-            samples.append(Sample(f"{number:032x}", content, "png", f"caption {number}", {"n": number}))
+            samples.append(Sample(f"{number:032x}", content, "png", caption(number), metadata(number)))
             number += 1
         write_shard(path, samples)
         rows.append(

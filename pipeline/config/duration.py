@@ -33,7 +33,10 @@ def _parts(duration: str) -> tuple[float, str]:
     match = _FORM.fullmatch(duration)
     if match is None:
         raise ValueError(f"{duration!r} is not a duration: write for example '500 steps', '1e6 samples' or '2 epochs'")
-    return float(match[1]), match[2]
+    amount = float(match[1])
+    if not math.isfinite(amount):
+        raise ValueError(f"{duration!r} is longer than any run")
+    return amount, match[2]
 
 
 Duration = Annotated[str, BeforeValidator(_checked)]

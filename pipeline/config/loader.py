@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -134,6 +134,7 @@ def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
         return f"{where}: {key or 'the recipe'}: {problem['msg'].removeprefix('Value error, ')}"
     for part in location[:-1]:
         annotation = model.model_fields[part].annotation
+        annotation = next(iter(get_args(annotation)), annotation)  # of a list of sections
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     prefix = "".join(f"{part}." for part in location[:-1])

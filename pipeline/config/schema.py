@@ -24,6 +24,9 @@ Symptom = Literal[
     "hang",
 ]
 Share = Annotated[float, Field(ge=0, lt=1)]
+CaptionField = Annotated[str, Field(pattern="^(txt|json:.+)$")]
+Factor = Annotated[float, Field(ge=0)]
+Jitter = tuple[Factor, Factor, Factor, Annotated[float, Field(ge=0, le=0.5)]]
 
 
 class Section(BaseModel):
@@ -50,24 +53,79 @@ class CorpusConfig(Section):
     port: int = Field(0, ge=0, lt=65536)  # of the local image server; 0: pick a free one once and keep it
 
 
-class LoaderConfig(Section):
-    """How samples reach a rank. The order is a function of (seed, epoch, manifest, lanes, shuffle_window)."""
+class CorpusShare(Section):
+    """One of several corpora to train on."""
 
-    manifest: str | None = None  # folder with manifest.parquet; the chain fills it in
+    manifest: str  # folder or URL with manifest.parquet
+    # its part of the samples, relative to the others' weights; null for all: every sample equally often
+    weight: float | None = Field(None, gt=0)
+
+
+class LoaderConfig(Section):
+    """How samples reach a rank. The order is a function of the seed, the manifests and `ORDER_SETTINGS`."""
+
+    manifest: str | None = None  # folder or URL with manifest.parquet; the chain fills it in
+    corpora: tuple[CorpusShare, ...] = ()  # several, in place of `manifest`
+    replacement: bool = False  # draw with replacement: an epoch has some samples several times, others not at all
     workers: int = Field(1, ge=0)  # loader processes per rank
     prefetch: int = Field(4, ge=1)  # batches per worker
     # parallel streams through the shuffled shards; a multiple of the ranks reads best
     lanes: int = Field(64, ge=1)
     shuffle_window: int = Field(8192, ge=1)  # samples of a lane that are shuffled together
+    # `txt`, or `json:KEY` of the sample's metadata: one is drawn for each position, the next where it is empty
+    captions: tuple[CaptionField, ...] = Field(("txt",), min_length=1)
     crop_scale: tuple[float, float] = (0.9, 1.0)  # area of the random resized crop, as a share of the image
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # its width over its height
+    color_jitter: Jitter | None = None  # largest change of brightness, contrast, saturation (factors), hue (turns)
+    color_jitter_prob: float = Field(0, ge=0, le=1)  # of a sample's being jittered
+    gray_scale_prob: float = Field(0, ge=0, le=1)  # of its losing its colours
+    cache: str | None = None  # folder of this machine for copies of the shards that lie at URLs
+    cache_gib: float = Field(100, gt=0)  # what it may hold
     # of samples that cannot be decoded, before the run stops
     max_failure_rate: float = Field(0.01, ge=0, le=1)
+
+    @property
+    def sources(self) -> tuple[CorpusShare, ...]:
+        """The corpora, one or several; empty where none is given."""
+        return self.corpora or (() if self.manifest is None else (CorpusShare(manifest=self.manifest),))
+
+    @model_validator(mode="after")
+    def _one_kind_of_source(self) -> LoaderConfig:
+        if self.manifest is not None and self.corpora:
+            raise ValueError("give manifest, or corpora for several, not both")
+        if len({source.manifest for source in self.corpora}) < len(self.corpora):
+            raise ValueError("corpora names a manifest twice: give it once, with both weights together")
+        if len({source.weight is None for source in self.corpora}) == 2:
+            raise ValueError("give all corpora a weight, or none")
+        return self
 
     @model_validator(mode="after")
     def _crop_within_image(self) -> LoaderConfig:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError("crop_scale must satisfy 0 < smallest <= largest <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError("crop_ratio must satisfy 0 < smallest <= largest")
         return self
+
+    @model_validator(mode="after")
+    def _jitter_complete(self) -> LoaderConfig:
+        if (self.color_jitter is None) != (self.color_jitter_prob == 0):
+            raise ValueError("color_jitter and color_jitter_prob go together: give both or none")
+        return self
+
+
+# The settings of the loader on which a run depends, besides what the manifests say.
+ORDER_SETTINGS = (
+    "replacement",
+    "lanes",
+    "shuffle_window",
+    "captions",
+    "crop_scale",
+    "crop_ratio",
+    "color_jitter",
+    "color_jitter_prob",
+    "gray_scale_prob",
+)
 
 
 class ModelConfig(Section):
@@ -117,6 +175,7 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-6, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     clip_grad_norm: float = Field(1.0, ge=0)  # 0: no clipping
+    layer_decay: float = Field(1.0, gt=0, le=1)  # of the rate, for each layer further from a tower's output
 
     @model_validator(mode="after")
     def _cooldown_of_constant(self) -> OptimizerConfig:
@@ -136,6 +195,7 @@ class TrainConfig(Section):
     steps: int | None = Field(None, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False  # keep no activations inside the towers' blocks: less memory, a third slower
+    compile: bool = False  # torch.compile of the towers: faster steps on a GPU, minutes at the start
     deepspeed: str = "zero2"  # a file of deepspeed_configs, by name or path
     processes: int = Field(1, ge=1)  # ranks per node that the launcher starts
     log_every_steps: int = Field(10, ge=1)

@@ -7,7 +7,8 @@ decode: torch's DataLoader hands batches out in the order of the positions whate
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,90 +17,139 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data_prep.manifest import read_manifest
+from data_prep.manifest import Manifest, read_manifest
+from data_prep.shard import StoredSample
 from pipeline.config.schema import LoaderConfig
+from pipeline.data.cache import ShardCache
+from pipeline.data.captions import choose_caption
+from pipeline.data.mixture import MixtureOrder
 from pipeline.data.order import SampleOrder
 from pipeline.data.shards import ShardReader
 from pipeline.data.transforms import train_pixels
 from pipeline.errors import UserError
+from pipeline.files import fingerprint
 
 Tokenizer = Callable[[list[str]], Tensor]
 
 
 class Batch(NamedTuple):
-    """images: (B, 3, H, W) uint8. tokens: (B, context) int64. sample_index: (B,) int64. failures: cause -> count."""
+    """images: (B, 3, H, W) uint8. tokens: (B, context) int64. sample_index: (B,) int64. failures: cause -> count.
+
+    empty_captions: how many caption fields were drawn but held nothing.
+    """
 
     images: Tensor
     tokens: Tensor
     sample_index: Tensor
     failures: Counter[str]
+    empty_captions: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
-        images, tokens, sample_index, failures = self
-        return Batch(
-            images.to(device, non_blocking=True),
-            tokens.to(device, non_blocking=True),
-            sample_index.to(device, non_blocking=True),
-            failures,
+        return self._replace(
+            images=self.images.to(device, non_blocking=True),
+            tokens=self.tokens.to(device, non_blocking=True),
+            sample_index=self.sample_index.to(device, non_blocking=True),
         )
 
 
 class Corpus(Dataset):
-    """Decoded samples of a manifest, by run position (map style, whole batches at a time).
+    """Decoded samples of one or several manifests, by run position (map style, whole batches at a time).
 
     A sample that cannot be decoded is replaced by the next row of its shard, always the same one, and counted.
     """
 
     def __init__(self, config: LoaderConfig, seed: int, image_size: int, tokenizer: Tokenizer) -> None:
-        if config.manifest is None:
+        if not config.sources:
             raise UserError("loader.manifest is not set: give the folder that `data-prep manifest` published")
-        manifest = read_manifest(config.manifest)
-        self.fingerprint = manifest.fingerprint
-        self.reader = ShardReader(manifest)
-        self.order = SampleOrder(manifest.samples, seed, config.lanes, config.shuffle_window)
+        manifests = [read_manifest(source.manifest) for source in config.sources]
+        cache = None if config.cache is None else ShardCache(Path(config.cache), int(config.cache_gib * 2**30))
+        self.names = _names([manifest.folder for manifest in manifests])
+        self.fingerprint = _fingerprint(manifests)
+        self.reader = ShardReader(manifests, cache)
+        self.order = build_order(config, seed, manifests)
+        self.config = config
         self.seed = seed
         self.image_size = image_size
-        self.crop_scale = config.crop_scale
         self.tokenizer = tokenizer
 
     def __len__(self) -> int:
         """Samples per epoch."""
         return self.order.total
 
+    def drawn(self, position: int) -> dict[str, int]:
+        """How many of the first `position` samples of the run each corpus gave, by its name."""
+        return dict(zip(self.names, self.order.counts(position), strict=True))
+
     def __getitems__(self, positions: list[int]) -> Batch:
         shards, rows = self.order.locate(np.asarray(positions))
-        return self._batch([(p, int(s), int(r)) for p, s, r in zip(positions, shards, rows, strict=True)])
+        return self._batch(positions, list(zip(shards.tolist(), rows.tolist(), strict=True)))
 
     def by_sample_index(self, indices: np.ndarray) -> Batch:
         """(n,) sample indices -> a batch whose crops depend on the index alone: for a fixed reference subset."""
-        return self._batch([(int(i), *self.reader.locate(int(i))) for i in indices])
+        return self._batch(indices.tolist(), [self.reader.locate(int(index)) for index in indices])
 
-    def _batch(self, places: list[tuple[int, int, int]]) -> Batch:
+    def _batch(self, keys: list[int], places: list[tuple[int, int]]) -> Batch:
+        """keys: what the random draws of each sample belong to. places: shards and rows."""
         failures: Counter[str] = Counter()
-        samples = [self._sample(*place, failures) for place in places]
-        images, captions, index = zip(*samples, strict=True)
+        found = self.reader.read(places)
+        samples = [self._sample(*sample, failures) for sample in zip(keys, places, found, strict=True)]
+        images, captions, index, passed = zip(*samples, strict=True)
         return Batch(
             torch.from_numpy(np.stack(images)),
             self.tokenizer(list(captions)),
             torch.tensor(index, dtype=torch.int64),
             failures,
+            sum(passed),
         )
 
-    def _sample(self, position: int, shard: int, row: int, failures: Counter[str]) -> tuple[np.ndarray, str, int]:
-        """Pixels, caption and sample index. Raises UserError when a whole shard cannot be decoded."""
-        rows = int(self.reader.manifest.samples[shard])
-        for attempt in range(rows):
-            candidate = (row + attempt) % rows
-            image, caption = self.reader.read(shard, candidate)
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+    def _sample(
+        self, key: int, place: tuple[int, int], stored: StoredSample, failures: Counter[str]
+    ) -> tuple[np.ndarray, str, int, int]:
+        """Pixels, caption, sample index, empty captions. Raises UserError when a whole shard cannot be decoded."""
+        shard, row = place
+        rows = int(self.reader.samples[shard])
+        for candidate in ((row + attempt) % rows for attempt in range(rows)):
+            if candidate != row:
+                (stored,) = self.reader.read([(shard, candidate)])
             try:
-                pixels = train_pixels(image, self.image_size, self.crop_scale, generator)
+                pixels = train_pixels(stored.image, self.image_size, self.config, _draws(self.seed, key, 0))
+                caption, passed = choose_caption(stored, self.config.captions, _draws(self.seed, key, 1))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 failures[type(error).__name__] += 1
                 continue
-            return pixels, caption, self.reader.sample_index(shard, candidate)
-        raise UserError(f"{self.reader.manifest.shard_path(shard)}: not one of its {rows} samples can be decoded")
+            return pixels, caption, self.reader.sample_index(shard, candidate), passed
+        raise UserError(f"{self.reader.shard(shard).path}: not one of its {rows} samples can be decoded")
+
+
+def build_order(config: LoaderConfig, seed: int, manifests: Sequence[Manifest]) -> MixtureOrder:
+    """The order of samples over all corpora. The first shuffles by `seed`, the others by seeds derived from it."""
+    seeds = [seed] + [
+        int(np.random.SeedSequence(seed, spawn_key=(n,)).generate_state(1, np.uint64)[0])
+        for n in range(1, len(manifests))
+    ]
+    orders = [
+        SampleOrder(manifest.samples, own, config.lanes, config.shuffle_window, config.replacement)
+        for manifest, own in zip(manifests, seeds, strict=True)
+    ]
+    weights = [source.weight for source in config.sources if source.weight is not None]
+    return MixtureOrder(orders, weights or None)
+
+
+def _draws(seed: int, key: int, stream: int) -> np.random.Generator:
+    """Random numbers that are of a run position. stream: 0 for the image, 1 for the caption."""
+    return np.random.Generator(np.random.Philox(key=[seed, key], counter=[0, 0, 0, stream]))
+
+
+def _fingerprint(manifests: Sequence[Manifest]) -> str:
+    prints = [manifest.fingerprint for manifest in manifests]
+    return prints[0] if len(prints) == 1 else fingerprint(prints)
+
+
+def _names(folders: list[str]) -> list[str]:
+    """The folders' own names, numbered where they are the same."""
+    names = [folder.rstrip("/").rpartition("/")[2] for folder in folders]
+    return [f"{name}-{number}" if names.count(name) > 1 else name for number, name in enumerate(names)]
 
 
 class StepPositions(Sampler[list[int]]):

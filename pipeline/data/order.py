@@ -5,6 +5,9 @@ into one stream, which is cut into `lanes` equal pieces; position p is in lane p
 samples of a lane are shuffled within windows. Neither ranks, workers nor time enter, so a resume is a seek and every
 sample comes exactly once per epoch. Lanes exist for the disks: a rank that takes every K-th position reads
 lanes/K shards at a time from front to back.
+
+With replacement, every position of a window draws one of the window's samples, whatever the others draw: an epoch has
+some samples several times and about 37 % of them not at all, and reading is as local as without.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ import numpy as np
 class SampleOrder:
     """Where each run position lies.
 
-    samples: (S,) int64, samples per shard. seed, lanes, window: what the order depends on besides.
+    samples: (S,) int64, samples per shard. seed, lanes, window, replacement: what the order depends on besides.
     """
 
-    def __init__(self, samples: np.ndarray, seed: int, lanes: int = 64, window: int = 8192) -> None:
+    def __init__(
+        self, samples: np.ndarray, seed: int, lanes: int = 64, window: int = 8192, replacement: bool = False
+    ) -> None:
         self.samples = np.asarray(samples, dtype=np.int64)
         self.total = int(self.samples.sum())
         if self.total == 0:
@@ -28,6 +33,7 @@ class SampleOrder:
         self.seed = seed
         self.lanes = min(lanes, self.total)
         self.window = window
+        self.replacement = replacement
         self._lane_length = self.total // self.lanes
         # An epoch's shard permutation is needed by all of its positions, a window's by `window` of one lane's.
         self._epoch = lru_cache(maxsize=2)(self._shuffled_shards)
@@ -67,6 +73,9 @@ class SampleOrder:
         return permuted, starts
 
     def _shuffled_window(self, epoch: int, lane: int, window: int) -> np.ndarray:
-        """(length,) permutation within one window of one lane."""
+        """(length,) which sample of one window of one lane each of its positions has."""
         length = min(self.window, self._lane_length - window * self.window)
-        return np.random.default_rng([self.seed, epoch, lane, window]).permutation(length).astype(np.int32)
+        generator = np.random.default_rng([self.seed, epoch, lane, window])
+        if self.replacement:
+            return generator.integers(length, size=length, dtype=np.int32)
+        return generator.permutation(length).astype(np.int32)

@@ -22,6 +22,7 @@ import torch
 from pipeline import collectives
 from pipeline.engine.elastic import convert, load_converted
 from pipeline.engine.engine import TrainEngine
+from pipeline.engine.resume_evidence import updates_made
 from pipeline.engine.sharded_state import load_tables, save_tables
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, fsync_folder, read_json, sha256_file, write_json
@@ -100,7 +101,7 @@ class Checkpointer:
         problem = collectives.broadcast_object(problem)
         if problem is not None:
             raise UserError(problem)
-        load_converted(engine, converted, self.folder / tag, state["step"])
+        load_converted(engine, converted, self.folder / tag, updates_made(state))
         collectives.barrier()
         if engine.world.rank == 0:
             shutil.rmtree(converted)

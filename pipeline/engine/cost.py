@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pipeline.collectives import count_bytes
@@ -34,10 +35,14 @@ class TowerSizes:
     total: int
 
 
-def tower_sizes(config: RunConfig) -> TowerSizes:
-    """Counted on the meta device: nothing is allocated."""
+def towers_on_meta(config: RunConfig) -> nn.Module:
+    """The model of a run without its memory. Raises UserError where the run would."""
     with torch.device("meta"):
-        towers = build_train_module(config).towers
+        return build_train_module(config).towers
+
+
+def tower_sizes(towers: Any) -> TowerSizes:
+    """towers: open_clip's CLIP, on any device."""
     image = sum(p.numel() for p in towers.visual.parameters())
     total = sum(p.numel() for p in towers.parameters())
     return TowerSizes(image, total - image, total)

@@ -27,28 +27,42 @@ OWNED_BY_RECIPE = {
     "bf16": "train.precision",
     "torch_autocast": "train.precision",
 }
+AUTOCAST = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
+
+
+def zero_stage(content: dict[str, Any]) -> int:
+    """Of a DeepSpeed config, 0 to 3."""
+    return int(content.get("zero_optimization", {}).get("stage", 0))
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """The dict for `deepspeed.initialize`.
 
-    Raises UserError for a missing or conflicting file, for fp16, and when the ranks do not divide the global batch.
+    Raises UserError for a missing or conflicting file, for what a stage cannot do (fp16 without ZeRO, compile under
+    ZeRO-3), and when the ranks do not divide the global batch.
     """
     pieces = local_batch_size(config, world_size) // micro_batch_size(config, world_size)
-    precision = config.train.precision
-    if precision == "fp16":
+    partitioning = _user_file(config.train.deepspeed)
+    stage = zero_stage(partitioning)
+    if config.train.compile and stage == 3:
         raise UserError(
-            "train.precision=fp16: under torch_autocast DeepSpeed 0.19 never lowers its loss scale, so the first "
-            "overflow ends all learning, and it clips gradients that are still scaled. Use bf16, or fp32"
+            f"train.compile=true with train.deepspeed={config.train.deepspeed}: torch.compile cannot trace how ZeRO-3 "
+            "brings its parameters together. Use zero2, or leave it out"
+        )
+    autocast = AUTOCAST[config.train.precision]
+    if autocast == "float16" and stage == 0:
+        raise UserError(
+            f"train.precision=fp16 with train.deepspeed={config.train.deepspeed}: without ZeRO the loss scale would be "
+            "forgotten at every resume. Use zero1, or bf16"
         )
     return {
-        **_user_file(config.train.deepspeed),
+        **partitioning,
         "train_batch_size": config.train.global_batch_size,
         "train_micro_batch_size_per_gpu": micro_batch_size(config, world_size),
         "gradient_accumulation_steps": pieces,  # summed, not averaged: pipeline.engine.micro_batches
         "gradient_clipping": config.optimizer.clip_grad_norm,
         # Parameters, tau above all, stay fp32: at 8 bits of mantissa tau could only move in steps of 1.5 %.
-        **({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}} if precision == "bf16" else {}),
+        **({"torch_autocast": {"enabled": True, "dtype": autocast}} if autocast else {}),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # its own Adam for offloading has to be compiled first
         "steps_per_print": 2**31,

@@ -18,6 +18,7 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import World
 from pipeline.engine.deepspeed_config import deepspeed_config, micro_batch_size
 from pipeline.engine.device_time import DeviceTime
+from pipeline.engine.loss_scaling import scale_losses
 from pipeline.engine.master_state import set_weights
 from pipeline.engine.micro_batches import MicroBatches, refuse_batch_norm
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer
@@ -74,12 +75,16 @@ class TrainEngine:
         self.micro_batch_size = micro_batch_size(config, world.size)
         if self.micro_batch_size < batch_size // world.size:
             refuse_batch_norm(self.module.towers)
+        if config.train.compile:
+            self.module.compile()
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists, even in one process
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=self.module,
             optimizer=optimizer,
             config=deepspeed_config(config, world.size),
         )
+        if config.train.precision == "fp16":
+            scale_losses(self.optimizer)
 
     def step(self, batch: Batch) -> StepOutput:
         """One update from the local batch; collective. batch: on this rank's device."""
@@ -102,6 +107,8 @@ class TrainEngine:
             **rates,
             **output.metrics,
         }
+        if self.config.train.precision == "fp16":
+            metrics["train/loss_scale"] = self.optimizer.loss_scale
         slope = tau_gradient.value()
         if slope is not None:
             metrics["train/tau_grad"] = slope
@@ -149,5 +156,5 @@ class TrainEngine:
     def _set_learning_rates(self, tau: float) -> dict[str, float]:
         rate, of_tau = self.schedule.rate(self.step_number), temperature_rate(tau, self.config.temperature)
         for group in self.optimizer.param_groups:
-            group["lr"] = of_tau if group["name"] == TEMPERATURE else rate
+            group["lr"] = of_tau if group["name"] == TEMPERATURE else rate * group["rate_factor"]
         return {"train/lr": rate, "train/lr_temperature": of_tau}

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from safetensors.torch import save
 
 from pipeline.config.loader import parse
 from pipeline.config.schema import RunConfig
 from pipeline.engine.checkpoint import complete_tags, find_damage
+from pipeline.engine.consolidated import LazyTensor, consolidated
+from pipeline.engine.safetensors_stream import write_safetensors
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, read_json, sha256_file, write_json
 from pipeline.models.two_tower import WEIGHTS_FILE, open_clip_config, write_model_config
@@ -35,25 +35,24 @@ def export(checkpoint: Path, out: Path) -> dict[str, Any]:
     folder, tag = _find_tag(checkpoint)
     state = read_json(folder / tag / "trainer.json")
     config = parse(RunConfig, state["config"], where=f"{folder / tag}/trainer.json")
-    tensors = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag)
     weights = {
-        name.removeprefix(TOWERS): tensor.detach().to(torch.float32).contiguous().clone()
-        for name, tensor in tensors.items()
+        name.removeprefix(TOWERS): tensor
+        for name, tensor in consolidated(folder / tag).items()
         if name.startswith(TOWERS)
     }
     for name in {"logit_scale", "logit_bias"} & weights.keys():
-        weights[name] = weights[name].reshape(())  # open_clip's usual shape
+        weights[name] = _scalar(weights[name])
     out.mkdir(parents=True, exist_ok=True)
     write_model_config(out, _model_config(config), config.model.name)
     with atomic_open(out / WEIGHTS_FILE) as stream:
-        stream.write(save(weights, metadata={"format": "pt"}))
+        write_safetensors(stream, weights)
     provenance = {
         "model": config.model.name,
         "recipe": config.name,
         "objective": config.objective,
         "step": state["step"],
         "samples_seen": state["samples_seen"],
-        "tau": float(torch.exp(-weights["logit_scale"])),
+        "tau": float(torch.exp(-weights["logit_scale"].read())),
         "manifest_fingerprint": state["manifest_fingerprint"],
         "order_digest": state["order_digest"],
         "checkpoint": tag,
@@ -63,6 +62,11 @@ def export(checkpoint: Path, out: Path) -> dict[str, Any]:
         stream.write(_model_card(provenance))
     write_json(out / "export.json", provenance)
     return provenance
+
+
+def _scalar(tensor: LazyTensor) -> LazyTensor:
+    """open_clip's usual shape; ours is [1] for DeepSpeed."""
+    return LazyTensor((), tensor.dtype, lambda: tensor.read().reshape(()))
 
 
 def _model_config(config: RunConfig) -> dict[str, Any]:

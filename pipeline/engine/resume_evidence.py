@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from pipeline.engine.engine import TrainEngine
 
+UPDATES = "AdamW's step count of"
 ROUNDING = 1e-6  # relative: the sums are made in another order on other ranks
 
 
@@ -45,10 +46,16 @@ def resume_evidence(engine: TrainEngine) -> dict[str, float]:
         local = torch.tensor([steps[group], *(squares[moment][group] for moment in MOMENTS)], dtype=torch.float64)
         mean = collectives.all_reduce(local.to(engine.world.device), "mean").tolist()
         copies = engine.world.size if engine.zero_stage == 0 else 1
-        found[f"AdamW's step count of {group}"] = mean[0]
+        found[f"{UPDATES} {group}"] = mean[0]
         for moment, square in zip(MOMENTS, mean[1:], strict=True):
             found[f"norm of {moment} of {group}"] = math.sqrt(square * engine.world.size / copies)
     return found
+
+
+def updates_made(trainer_state: Mapping[str, Any]) -> int:
+    """AdamW's step count when this was saved: under fp16 less than the steps, as some are skipped."""
+    counts = [value for name, value in trainer_state.get("evidence", {}).items() if name.startswith(UPDATES)]
+    return int(max(counts, default=trainer_state["step"]))
 
 
 def refuse_non_finite(evidence: Mapping[str, float], step: int) -> None:

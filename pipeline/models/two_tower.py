@@ -18,7 +18,7 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.factory import load_checkpoint, load_state_dict
+from open_clip.factory import load_checkpoint
 from open_clip.transform import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
@@ -70,8 +70,8 @@ def build_two_tower(config: ModelConfig, init_logit_scale: float, init_logit_bia
 
     `logit_scale`, and `logit_bias` if it has a start, are of shape [1] (DeepSpeed cannot broadcast 0-dim ones).
 
-    Draws from torch's global generator, on torch's default device; on `meta` no weights are read. Raises UserError when
-    open_clip refuses the config, or the weights do not fit it.
+    Draws from torch's global generator, on torch's default device; on `meta` weights are looked for, not read. Raises
+    UserError when open_clip refuses the config, there are no such weights, or they do not fit it.
     """
     model_config = open_clip_config(config)
     is_vit = isinstance(model_config["vision_cfg"].get("layers", 12), int)
@@ -94,8 +94,10 @@ def build_two_tower(config: ModelConfig, init_logit_scale: float, init_logit_bia
                 )
         except (TypeError, KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"model.config: open_clip cannot build this model: {error}") from error
-    if config.weights is not None and not towers.logit_scale.is_meta:
-        _load_weights(towers, config)
+    if config.weights is not None:
+        source = _find_weights(config)
+        if not towers.logit_scale.is_meta:
+            _load_weights(towers, source, config)
     if config.lock_image is not None:
         towers.lock_image_tower(unlocked_groups=config.lock_image, freeze_bn_stats=True)
     if config.lock_text is not None:
@@ -103,31 +105,8 @@ def build_two_tower(config: ModelConfig, init_logit_scale: float, init_logit_bia
     return towers
 
 
-def _load_weights(towers: Any, config: ModelConfig) -> None:
-    """Overwrite the towers' weights, tau's included; a bias only where the file has one too. Runs no code of the file.
-
-    Raises UserError when there is no such file or tag, or its tensors are those of another architecture.
-    """
-    path = _weights_file(config)
-    bias = towers.logit_bias
-    start = None if bias is None else bias.detach().clone()
-    if bias is None:  # open_clip cannot load a model with a bias into one without
-        towers.logit_bias = nn.Parameter(torch.zeros_like(towers.logit_scale))
-    try:
-        has_bias = "logit_bias" in load_state_dict(str(path))
-        load_checkpoint(towers, str(path))
-    except Exception as error:
-        reason = str(error).splitlines()
-        raise UserError(
-            f"model.weights: {path} does not hold weights of {config.name}: {' '.join(reason[:2]) or repr(error)}"
-        ) from error
-    if start is None:
-        towers.logit_bias = None
-    elif not has_bias:
-        bias.data.copy_(start)
-
-
-def _weights_file(config: ModelConfig) -> Path:
+def _find_weights(config: ModelConfig) -> Path | dict[str, Any]:
+    """A file, or what open_clip knows of a pretrained tag. Raises UserError when there is neither."""
     source = str(config.weights)
     path = Path(source)
     if (path / WEIGHTS_FILE).is_file():
@@ -143,12 +122,39 @@ def _weights_file(config: ModelConfig) -> Path:
             f"model.weights: {source!r} is neither a folder with {WEIGHTS_FILE}, nor a file, nor a tag that open_clip "
             f"has for {config.name}: {hint}"
         )
+    return tag
+
+
+def _load_weights(towers: Any, source: Path | dict[str, Any], config: ModelConfig) -> None:
+    """Overwrite the towers' weights, tau's included; a bias only where the file has one too. Runs no code of the file.
+
+    Raises UserError when a tag cannot be downloaded, or the tensors are those of another architecture.
+    """
+    path = source if isinstance(source, Path) else _download(source, config)
+    bias = towers.logit_bias
+    start = None if bias is None else bias.detach().clone()
+    if bias is None:  # open_clip cannot load a model with a bias into one without
+        towers.logit_bias = nn.Parameter(torch.zeros_like(towers.logit_scale))
+    try:
+        load_checkpoint(towers, str(path))
+    except Exception as error:
+        reason = str(error).splitlines()
+        raise UserError(
+            f"model.weights: {path} does not hold weights of {config.name}: {' '.join(reason[:2]) or repr(error)}"
+        ) from error
+    if start is None:
+        towers.logit_bias = None
+    elif not bias.any():  # open_clip's filler for a file without one
+        bias.data.copy_(start)
+
+
+def _download(tag: dict[str, Any], config: ModelConfig) -> Path:
     try:
         return Path(open_clip.download_pretrained(tag))
     except Exception as error:
         raise UserError(
-            f"model.weights: {source} could not be downloaded: {error}. Fetch it where there is a network (once, into "
-            "the Hugging Face cache), or give the file"
+            f"model.weights: {config.weights} could not be downloaded: {error}. Fetch it where there is a network "
+            "(once, into the Hugging Face cache), or give the file"
         ) from error
 
 

@@ -42,7 +42,7 @@ def contact_sheet(corpus: Path, count: int = 24) -> list[Thumbnail]:
 def _thumbnail(manifest: Manifest, sample_index: int) -> Thumbnail | None:
     shard = int(np.searchsorted(manifest.first_sample_index, sample_index, side="right")) - 1
     try:
-        content, caption = _read(manifest.shard_path(shard), sample_index - manifest.first_sample_index[shard])
+        content, caption = _read(manifest.shard(shard).path, sample_index - manifest.first_sample_index[shard])
         with Image.open(io.BytesIO(content)) as image:
             small = image.convert("RGBA") if image.mode in ("P", "LA", "RGBA") else image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
@@ -53,7 +53,7 @@ def _thumbnail(manifest: Manifest, sample_index: int) -> Thumbnail | None:
     return Thumbnail(f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}", caption)
 
 
-def _read(shard: Path, row: int) -> tuple[bytes, str]:
+def _read(shard: str, row: int) -> tuple[bytes, str]:
     """Image bytes and caption of one row."""
     entry = read_index(shard)[row]
     descriptor = os.open(shard, os.O_RDONLY)

@@ -79,3 +79,22 @@ def test_without_a_dry_run_there_must_be_a_run_directory() -> None:
     shown = CliRunner().invoke(main, ["train", "demo"])
     assert shown.exit_code == 2
     assert "--run-dir is missing" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.weights=/nowhere"], "'/nowhere' is neither a folder"),
+        (["model.name=RN50", "train.micro_batch_size_per_gpu=64"], "is a batch normalisation"),
+    ],
+)
+def test_what_the_run_would_refuse(overrides: list[str], said: str) -> None:
+    shown = CliRunner().invoke(main, ["train", "cc3m", "--dry-run", "--ranks", "4", *overrides])
+    assert shown.exit_code == 2
+    assert said in shown.output
+
+
+def test_the_number_of_ranks_is_the_launchers_to_say() -> None:
+    shown = CliRunner().invoke(main, ["train", "demo", "--ranks", "4", "--run-dir", "somewhere"])
+    assert shown.exit_code == 2
+    assert "--ranks 4 is for --dry-run" in shown.output

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import deepspeed
 import pytest
@@ -139,3 +141,20 @@ def test_deepspeeds_own_accumulation_is_refused_with_the_reason(noise_corpus: Pa
     own.write_text('{"gradient_accumulation_steps": 4}')
     with pytest.raises(UserError, match="a contrastive loss couples them"):
         deepspeed_config(config_of(noise_corpus, f"train.deepspeed={own}"), 2)
+
+
+def compiled_and_not(corpus: Path) -> dict[str, Any]:
+    """Captured and differentiated as torch.compile does it, but run by torch's own kernels: no compiler is needed."""
+    plain = config_of(corpus, "train.steps=3", "train.micro_batch_size_per_gpu=3")
+    runs = {"whole": train(plain)}
+    with mock.patch.object(TrainModule, "compile", partialmethod(TrainModule.compile, backend="aot_eager")):
+        runs["pieces"] = train(plain.model_copy(update={"train": plain.train.model_copy(update={"compile": True})}))
+    counters = torch._dynamo.utils.counters
+    runs["captured"] = counters["stats"]["unique_graphs"]
+    return runs
+
+
+def test_compiled_towers_train_alike(noise_corpus: Path) -> None:
+    runs = run_ranks(1, compiled_and_not, noise_corpus)[0]
+    assert runs["captured"] > 0
+    assert_equal(runs)

@@ -14,7 +14,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.engine import elastic
 from pipeline.engine.checkpoint import complete_tags
 from pipeline.engine.engine import TrainEngine
-from pipeline.engine.resume_evidence import refuse_changed, refuse_non_finite
+from pipeline.engine.resume_evidence import refuse_changed, refuse_non_finite, updates_made
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.tracking.base import NullTracker
@@ -157,3 +157,9 @@ def test_what_is_not_finite_is_not_saved() -> None:
     refuse_non_finite({"tau": 1.0}, 7)
     with pytest.raises(UserError, match="step 7: the norm of the weights of decay is nan"):
         refuse_non_finite({"tau": 1.0, "norm of the weights of decay": float("nan")}, 7)
+
+
+def test_updates_are_those_that_adamw_counted() -> None:
+    """Under fp16 some steps are skipped; checkpoints of before have no evidence and no fp16."""
+    assert updates_made({"step": 300, "evidence": {"tau": 0.1, "AdamW's step count of decay": 297.0}}) == 297
+    assert updates_made({"step": 300}) == 300

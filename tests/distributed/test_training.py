@@ -292,7 +292,8 @@ def refusals(corpus: Path, folder: Path, whole: Path) -> dict[str, str]:
     return {
         "recipe": refusal(config_of(corpus, same, "optimizer.lr=0.5"), whole),
         "batch": refusal(config_of(corpus, "train.processes=1", "train.global_batch_size=13"), folder),
-        "fp16": refusal(config_of(corpus, "train.precision=fp16"), folder),
+        "fp16": refusal(config_of(corpus, "train.precision=fp16", "train.deepspeed=zero0"), folder),
+        "compile": refusal(config_of(corpus, "train.compile=true", "train.deepspeed=zero3"), folder),
         "duration": refusal(config_of(corpus, "train.steps=null", "train.samples=5"), folder),
     }
 
@@ -304,7 +305,8 @@ def test_what_cannot_go_on_is_refused_with_the_reason(
     (said, _) = run_ranks(2, refusals, noise_corpus, tmp_path, whole)
     assert "optimizer.lr: 0.001 -> 0.5" in said["recipe"]
     assert "train.global_batch_size=13 cannot be split over 2 ranks" in said["batch"]
-    assert "Use bf16, or fp32" in said["fp16"]
+    assert "Use zero1, or bf16" in said["fp16"]
+    assert "Use zero2, or leave it out" in said["compile"]
     assert "less than one global batch of 12" in said["duration"]
 
 

@@ -14,6 +14,7 @@ LEAVES = {
     "pipeline.files",
     "pipeline.locks",
     "pipeline.processes",
+    "pipeline.storage",
     "pipeline.config",
     "data_prep.manifest",
     "data_prep.shard",
@@ -41,6 +42,7 @@ ONLY_IN = {
     "deepspeed": "pipeline/engine/",
     "mlflow": "pipeline/tracking/mlflow.py",
     "open_clip": "pipeline/models/two_tower.py",
+    "fsspec": "pipeline/storage.py",
     "img2dataset": "data_prep/download.py",
 }
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")])

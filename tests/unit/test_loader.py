@@ -19,6 +19,8 @@ from pipeline.data.transforms import crop_box, train_pixels
 from pipeline.errors import UserError
 from tests.conftest import write_corpus
 
+RATIO = (3 / 4, 4 / 3)
+
 
 def tokens(captions: list[str]) -> torch.Tensor:
     """The number in `caption i`."""
@@ -90,7 +92,8 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         corpus.by_sample_index(np.arange(6))
 
 
-def test_crops_are_distributed_as_torchvisions() -> None:
+@pytest.mark.parametrize("ratio", [RATIO, (0.5, 1.1)], ids=str)
+def test_crops_are_distributed_as_torchvisions(ratio: tuple[float, float]) -> None:
     """Moments of area, aspect ratio and position over 4,000 draws, against RandomResizedCrop itself."""
     width, height, scale = 320, 200, (0.3, 1.0)
     image = torch.zeros(1, height, width)
@@ -98,9 +101,9 @@ def test_crops_are_distributed_as_torchvisions() -> None:
     generator = np.random.default_rng(0)
     theirs, ours = [], []
     for _ in range(4000):
-        top, left, h, w = RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3])
+        top, left, h, w = RandomResizedCrop.get_params(image, list(scale), list(ratio))
         theirs.append((w * h, w / h, left, top))
-        box = crop_box(width, height, scale, generator)
+        box = crop_box(width, height, scale, ratio, generator)
         w, h = box[2] - box[0], box[3] - box[1]
         ours.append((w * h, w / h, box[0], box[1]))
     a, b = np.array(theirs, float), np.array(ours, float)
@@ -113,7 +116,7 @@ def test_crops_stay_inside_extreme_images() -> None:
     generator = np.random.default_rng(0)
     for width, height in ((1, 1), (1000, 3), (3, 1000), (2, 1)):
         for _ in range(50):
-            left, top, right, bottom = crop_box(width, height, (0.08, 1.0), generator)
+            left, top, right, bottom = crop_box(width, height, (0.08, 1.0), RATIO, generator)
             assert 0 <= left < right <= width
             assert 0 <= top < bottom <= height
 
@@ -135,7 +138,7 @@ def encoded(image: Image.Image, form: str) -> bytes:
 
 def whole_then_cropped(content: bytes, size: int, scale: tuple[float, float], seed: int) -> np.ndarray:
     image = Image.open(io.BytesIO(content)).convert("RGB")
-    box = crop_box(image.width, image.height, scale, np.random.default_rng(seed))
+    box = crop_box(image.width, image.height, scale, RATIO, np.random.default_rng(seed))
     return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
@@ -144,7 +147,7 @@ def whole_then_cropped(content: bytes, size: int, scale: tuple[float, float], se
 def test_a_jpeg_decoded_small_is_the_same_picture(side: int, scale: tuple[float, float], tolerance: float) -> None:
     content = encoded(photograph(side, side * 3 // 4), "JPEG")
     for seed in range(3):
-        small = train_pixels(content, 112, scale, np.random.default_rng(seed)).astype(int)
+        small = train_pixels(content, 112, LoaderConfig(crop_scale=scale), np.random.default_rng(seed)).astype(int)
         whole = whole_then_cropped(content, 112, scale, seed).astype(int)
         difference = np.abs(small - whole)
         assert difference.mean() < tolerance  # of 255; a shift of half a pixel is 1.1
@@ -155,22 +158,23 @@ def test_a_jpeg_decoded_small_is_the_same_picture(side: int, scale: tuple[float,
 def test_what_is_not_much_larger_than_the_crop_is_decoded_whole(form: str) -> None:
     content = encoded(photograph(180, 150), form)
     image = Image.open(io.BytesIO(content)).convert("RGB")
-    box = crop_box(180, 150, (0.9, 1.0), np.random.default_rng(5))
+    box = crop_box(180, 150, (0.9, 1.0), RATIO, np.random.default_rng(5))
     expected = np.asarray(image.resize((96, 96), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
-    assert np.array_equal(train_pixels(content, 96, (0.9, 1.0), np.random.default_rng(5)), expected)
+    assert np.array_equal(train_pixels(content, 96, LoaderConfig(), np.random.default_rng(5)), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB", "P", "RGBA", "LA", "1", "I;16"])
 def test_every_mode_becomes_three_channels(mode: str) -> None:
     image = Image.fromarray(np.zeros((300, 330), np.uint16)) if mode == "I;16" else photograph(330, 300).convert(mode)
     form = "JPEG" if mode in ("L", "CMYK", "RGB") else "PNG"
-    assert train_pixels(encoded(image, form), 32, (0.5, 1.0), np.random.default_rng(0)).shape == (3, 32, 32)
+    pixels = train_pixels(encoded(image, form), 32, LoaderConfig(), np.random.default_rng(0))
+    assert pixels.shape == (3, 32, 32)
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 64), st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
 def test_no_size_is_refused(width: int, height: int, size: int, seed: int) -> None:
     content = encoded(Image.new("RGB", (width, height), (9, 99, 199)), "JPEG")
-    pixels = train_pixels(content, size, (0.2, 1.0), np.random.default_rng(seed))
+    pixels = train_pixels(content, size, LoaderConfig(crop_scale=(0.2, 1.0)), np.random.default_rng(seed))
     assert pixels.shape == (3, size, size)
     assert np.abs(pixels.astype(int) - np.array([9, 99, 199])[:, None, None]).max() <= 4

@@ -40,7 +40,7 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     assert manifest.first_sample_index.tolist() == [0, 3, 4]
     assert manifest.first_sample_index.dtype == np.int64
     assert manifest.total_samples == 9
-    assert manifest.shard_path(1) == tmp_path / "shards/00001-000.tar"
+    assert manifest.shard(1) == (str(tmp_path / "shards/00001-000.tar"), 1, 1001, "1" * 64, "2" * 64)
     summary = json.loads((tmp_path / "manifest.json").read_text())
     assert (summary["shards"], summary["samples"], summary["licence"]) == (3, 9, "CC0-1.0")
 

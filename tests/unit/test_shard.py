@@ -13,7 +13,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.shard import Sample, index_path, read_at, read_index, write_shard
+from data_prep.shard import Sample, StoredSample, index_path, read_at, read_index, sample_range, write_shard
 from pipeline.files import sha256_file
 
 SAMPLES = st.lists(
@@ -44,10 +44,13 @@ def test_index_and_tar_agree_on_every_sample(tmp_path_factory: pytest.TempPathFa
     assert index.shape == (len(samples),)
     with tarfile.open(path) as tar, open(path, "rb") as stream:
         assert len(tar.getnames()) == 3 * len(samples)
-        for sample, entry in zip(samples, index, strict=True):
+        for row, (sample, entry) in enumerate(zip(samples, index, strict=True)):
             image = read_at(stream.fileno(), int(entry["image_offset"]), int(entry["image_bytes"]))
             caption = read_at(stream.fileno(), int(entry["text_offset"]), int(entry["text_bytes"]))
             assert image == sample.image == tar.extractfile(f"{sample.uid}.{sample.extension}").read()
+            start, stop = sample_range(index, row, path.stat().st_size)
+            stored = StoredSample(read_at(stream.fileno(), start, stop - start), entry)
+            assert (stored.image, stored.caption, stored.metadata) == (sample.image, sample.caption, sample.metadata)
             assert caption.decode() == sample.caption == tar.extractfile(f"{sample.uid}.txt").read().decode()
 
 
