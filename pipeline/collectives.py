@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -106,10 +106,10 @@ def broadcast_object(value: T, source: int = 0) -> T:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """The picklable value of every rank, in rank order."""
+    """A picklable value of every rank, in rank order."""
     if world_size() == 1:
         return [value]
-    gathered: list[Any] = [None] * world_size()
+    gathered: list[T] = [value] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
 

@@ -57,6 +57,7 @@ def _fit(trainer: Trainer, world: World, run_dir: Path) -> int:
     try:
         status = trainer.fit(tracker)
     finally:
+        trainer.heartbeat.next("closing the tracker", trainer.progress.step)
         tracker.close(status)
     if status == "preempted":
         if world.rank == 0:
