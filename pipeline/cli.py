@@ -23,7 +23,7 @@ Settings are given as key=value with dotted keys, on top of the recipe:
 
 
 class _Group(click.Group):
-    """Commands in the order of a run; a UserError becomes one clear message and exit status 2."""
+    """Commands in the order of a run; a UserError becomes one clear message and its exit status."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -33,7 +33,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(2)
+            ctx.exit(error.exit_status)
         except OSError as error:
             click.echo(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
             ctx.exit(2)
@@ -132,7 +132,8 @@ def train(recipe: str, run_dir: Path | None, dry_run: bool, ranks: int | None, o
     Several ranks:   torchrun --standalone --nproc-per-node 2 -m pipeline train demo --run-dir RUN ...
     \b
     Ends with 0 when finished, and with 75 when it was asked to stop (SIGTERM, SIGUSR1, Ctrl-C, a file RUN/STOP)
-    and saved; torchrun makes 1 of that. The same command then goes on with the next sample.
+    and saved; with 76 when a rank hung or was lost; torchrun makes 1 of both. The same command then goes on, from
+    the newest checkpoint. 2: it cannot start, or is not healthy.
     """
     from pipeline.config.loader import load_recipe
 

@@ -4,5 +4,7 @@
 class UserError(Exception):
     """Something the user can mend: says what was wrong, where, and what to do.
 
-    The command lines print its message without a traceback and exit with status 2.
+    The command lines print its message without a traceback and exit with `exit_status`.
     """
+
+    exit_status = 2

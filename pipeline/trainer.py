@@ -21,9 +21,10 @@ from pipeline.engine.checkpoint import Checkpointer
 from pipeline.engine.deepspeed_config import local_batch_size
 from pipeline.engine.engine import TrainEngine
 from pipeline.engine.resume import restore
+from pipeline.engine.resume_evidence import refuse_changed, refuse_non_finite, resume_evidence
 from pipeline.engine.retention import Retention
 from pipeline.errors import UserError
-from pipeline.health import Health
+from pipeline.health import DecodeFailures, Health, Heartbeat, RankTimes, hosts
 from pipeline.models.two_tower import build_tokenizer, image_size, open_clip_config
 from pipeline.preemption import StopRequest, deaf_children
 from pipeline.tracking.base import Tracker
@@ -44,12 +45,16 @@ class Progress:
 
 
 class Trainer:
-    """One training run in `folder` (RUN/train), new or continued from its newest whole checkpoint; collective."""
+    """One training run in `folder` (RUN/train), new or continued from its newest whole checkpoint; collective.
 
-    def __init__(self, config: RunConfig, folder: Path, world: World) -> None:
+    heartbeat: is told what this rank does, for whoever watches.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, world: World, heartbeat: Heartbeat | None = None) -> None:
         model_config = open_clip_config(config.model)
         tokenizer = build_tokenizer(model_config)
         self.config, self.folder, self.world = config, folder, world
+        self.heartbeat = heartbeat or Heartbeat()
         self.corpus = Corpus(config.loader, config.seed, image_size(model_config), tokenizer)
         local_batch_size(config, world.size)
         self.total_steps = total_steps(config, len(self.corpus))
@@ -61,6 +66,11 @@ class Trainer:
         self.checkpointer = Checkpointer(checkpoints, config.checkpoint, retention, world, self.metrics)
         self.progress = self._restore(checkpoints)
         self.consumed = ConsumedDigest(self.progress.order_digest)
+        self.waited_seconds = 0.0  # for data, in this life
+        engine = self.engine
+        self.health = Health(
+            config, engine.parameter_groups, engine.schedule.warmup_steps, engine.objective.rho, hosts()
+        )
         self.tracker: Tracker
 
     def fit(self, tracker: Tracker) -> Literal["finished", "preempted"]:
@@ -74,16 +84,21 @@ class Trainer:
 
     def _fit(self) -> Literal["finished", "preempted"]:
         callbacks = self._callbacks()
+        self.health.recall(self.folder / METRICS, self.progress.step)
         stop = StopRequest(self.folder.parent, self.world, self.config.checkpoint.stop_within_seconds)
         for batch in self._timed(self._batches()):
             for callback in callbacks:
+                self._next(f"in {type(callback).__name__} for the next")
                 callback.before_step(self)
+            self._next("in a training step")
             output = self.engine.step(batch)
             self.progress.step += 1
             self.progress.samples_seen += self.config.train.global_batch_size
             self.consumed.add(batch.sample_index)
             for callback in callbacks:
+                self._next(f"in {type(callback).__name__}")
                 callback.after_step(self, batch, output)
+            self._next("asking whether to stop")
             if self.progress.step < self.total_steps and stop.agreed():
                 log.warning("stopping at step %d: %s", self.progress.step, stop.reason)
                 self.save()
@@ -94,13 +109,21 @@ class Trainer:
 
     def save(self) -> None:
         """Begin a checkpoint of this moment; collective."""
+        self.health.settle(self)
+        self._next("saving")
+        evidence = resume_evidence(self.engine)
+        refuse_non_finite(evidence, self.progress.step)
         self.progress.order_digest = self.consumed.sync()
         state = {
             **asdict(self.progress),
+            "evidence": evidence,
             "manifest_fingerprint": self.corpus.fingerprint,
             "config": self.config.model_dump(mode="json"),
         }
         self.checkpointer.save(self.engine, state)
+
+    def _next(self, doing: str) -> None:
+        self.heartbeat.next(doing, self.progress.step)
 
     def _batches(self) -> Iterable[Batch]:
         positions = StepPositions(
@@ -117,15 +140,21 @@ class Trainer:
         with deaf_children():
             iterator = iter(batches)
         while True:
+            self._next("waiting for data")
             started = time.perf_counter()
             try:
                 batch = next(iterator, None)
             except UserError as error:  # from a worker it comes with the worker's traceback before the message
                 raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None
+            except (ConnectionError, EOFError):  # a worker died while it sent this batch
+                time.sleep(1)  # torch's handler of SIGCHLD knows which and why, and raises that here
+                raise
             if batch is None:
                 return
             batch = batch.to(self.world.device)
-            self.metrics.record("data/wait_seconds", time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.waited_seconds += seconds
+            self.metrics.record("data/wait_seconds", seconds)
             yield batch
 
     def _callbacks(self) -> list[Callback]:
@@ -135,7 +164,9 @@ class Trainer:
             Geometry(config.train.log_every_steps),
             Consumption(),
             ParameterNorms(config.diagnostics.every_steps),
-            Health(config, self.engine.parameter_groups, self.engine.schedule.warmup_steps, self.engine.objective.rho),
+            RankTimes(config.train.log_every_steps, self.progress.step),
+            DecodeFailures(config, self.progress.step),
+            self.health,
             Logging(config.train.log_every_steps, self.progress.step),
             Saving(config.checkpoint, config.train.log_every_steps),
         ]
@@ -145,7 +176,17 @@ class Trainer:
         if state is None:
             return Progress()
         refuse_other_run(state, self.config, self.corpus.fingerprint, self.folder)
+        self._refuse_changed(state)
         return Progress(state["step"], state["samples_seen"], state["order_digest"])
+
+    def _refuse_changed(self, state: dict[str, Any]) -> None:
+        where = f"{self.folder / 'checkpoints'} at step {state['step']}"
+        if "evidence" not in state:
+            log.warning("%s is from before checkpoints told of the optimizer: what was loaded is not checked", where)
+            return
+        seen = state["step"] * self.config.train.global_batch_size
+        resumed = {**resume_evidence(self.engine), "samples seen": seen}
+        refuse_changed({**state["evidence"], "samples seen": state["samples_seen"]}, resumed, where)
 
 
 def total_steps(config: RunConfig, samples_per_epoch: int) -> int:

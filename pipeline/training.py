@@ -13,6 +13,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, write_json
+from pipeline.health.watchdog import Watchdog
 from pipeline.locks import exclusive
 from pipeline.preemption import EXIT_PREEMPTED, STOP_FILE
 from pipeline.tracking import training_tracker
@@ -26,21 +27,24 @@ def train(config: RunConfig, run_dir: Path) -> int:
     """Train RUN/train to its end, new or continued; every rank calls this. Returns the exit status.
 
     0: finished, RUN/train/summary.json says how. 75: stopped on request, the same command goes on.
-    Raises UserError when the run cannot start, or stops because it is not healthy.
+    Raises UserError when the run cannot start, or stops because it is not healthy; PeerLost when other ranks are gone.
+    A rank that hangs ends the process with EXIT_AGAIN, 76.
     """
     stop_file = run_dir / STOP_FILE
     if stop_file.exists():
         raise UserError(f"{stop_file} exists: somebody wants this run to stop. Remove it to go on.")
-    world = distributed.init()
+    # Collectives have a limit of their own, which knows nothing of steps and ranks: let the watchdog speak first.
+    world = distributed.init(timeout_seconds=max(1800, 2 * config.health.hang_seconds))
     folder = run_dir / "train"
     lock = exclusive(folder / ".lock", str(folder)) if world.rank == 0 else nullcontext()
-    try:
-        with lock:
-            trainer = Trainer(config, folder, world)
-            _announce(trainer)
-            return _fit(trainer, world, run_dir)
-    finally:
-        distributed.shutdown()
+    with Watchdog(config.health, folder, world) as watchdog:
+        try:
+            with watchdog.explaining(), lock:
+                trainer = Trainer(config, folder, world, watchdog.heartbeat)
+                _announce(trainer)
+                return _fit(trainer, world, run_dir)
+        finally:
+            distributed.shutdown()
 
 
 def _fit(trainer: Trainer, world: World, run_dir: Path) -> int:
@@ -53,6 +57,7 @@ def _fit(trainer: Trainer, world: World, run_dir: Path) -> int:
     try:
         status = trainer.fit(tracker)
     finally:
+        trainer.heartbeat.next("closing the tracker", trainer.progress.step)
         tracker.close(status)
     if status == "preempted":
         if world.rank == 0:

@@ -19,6 +19,9 @@ Symptom = Literal[
     "normalizer_error",
     "feature_collapse",
     "prototype_collapse",
+    "loss_flat",
+    "straggler",
+    "hang",
 ]
 Share = Annotated[float, Field(ge=0, lt=1)]
 CaptionField = Annotated[str, Field(pattern="^(txt|json:.+)$")]
@@ -235,17 +238,23 @@ class DiagnosticsConfig(Section):
 class HealthConfig(Section):
     """When a run is not learning as it should (pipeline.health): a warning, or a stop for the names in `stop_on`.
 
-    Always a stop: a loss, gradient or tau that is not finite, and too many undecodable samples
-    (`loader.max_failure_rate`).
+    Always a stop: a loss, gradient, tau or parameter that is not finite, too many undecodable samples
+    (`loader.max_failure_rate`), and a resumed optimizer that is not the saved one.
     """
 
-    stop_on: tuple[Symptom, ...] = ("skipped_steps",)
+    stop_on: tuple[Symptom, ...] = ("skipped_steps", "hang")
+    # without a move, from waiting for data to the step, the callbacks, a save: longer than the first step compiles
+    hang_seconds: float = Field(1800, gt=0)
     tau_at_bound_steps: int = Field(200, ge=1)  # in a row with tau within 1 % of a bound of `temperature`
     skipped_steps: int = Field(20, ge=1)  # in a row, for overflow under fp16
     normalizer_error_factor: float = Field(5, gt=1)  # the median of the last three errors over the lowest so far ...
     normalizer_error_floor: float = Field(4, ge=0)  # ... and above this: 4 means off by 2 in log g
     uniformity_maximum: float = Field(-0.01, le=0)  # of either modality; 0: all embeddings are the same
     spread_ratio_minimum: float = Field(0.1, ge=0)  # `npn/spread_ratio`, of the prototypes
+    loss_flat_steps: int = Field(1000, ge=8)  # after the warm-up, in which the loss should move by more than ...
+    loss_flat_noise: float = Field(6, gt=0)  # ... so many standard errors of its mean over a quarter of them
+    straggler_factor: float = Field(2, gt=1)  # a rank's own seconds over the median rank's ...
+    straggler_windows: int = Field(5, ge=1)  # ... in so many windows of `train.log_every_steps` in a row
 
 
 class EvaluateConfig(Section):

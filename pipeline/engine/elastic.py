@@ -48,12 +48,12 @@ def _reason(stderr: str) -> str:
     return (errors or lines)[-1]
 
 
-def load_converted(engine: TrainEngine, converted: Path, tag_folder: Path, step: int) -> None:
+def load_converted(engine: TrainEngine, converted: Path, tag_folder: Path, updates: int) -> None:
     """Set weights, moments, step count and buffers of a fresh engine; collective.
 
-    converted: from `convert` of `tag_folder`. step: updates that were made.
+    converted: from `convert` of `tag_folder`. updates: that AdamW made, steps less those that were skipped.
     """
-    _allocate_moments(engine, step)
+    _allocate_moments(engine, updates)
     for name, parameter in engine.module.named_parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
         if not parameter.requires_grad:
@@ -68,7 +68,7 @@ def load_converted(engine: TrainEngine, converted: Path, tag_folder: Path, step:
     _load_the_rest(engine, tag_folder)
 
 
-def _allocate_moments(engine: TrainEngine, step: int) -> None:
+def _allocate_moments(engine: TrainEngine, updates: int) -> None:
     """As AdamW itself does at its first step, and count the steps."""
     inner = engine.optimizer if engine.zero_stage == 0 else engine.optimizer.optimizer
     flat = [parameter for group in inner.param_groups for parameter in group["params"]]
@@ -76,7 +76,7 @@ def _allocate_moments(engine: TrainEngine, step: int) -> None:
         flat = engine.optimizer.fp32_partitioned_groups_flat
     for parameter in flat:
         inner.state[parameter] = {
-            "step": torch.tensor(float(step), device=parameter.device),
+            "step": torch.tensor(float(updates), device=parameter.device),
             **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
         }
     if engine.zero_stage in (1, 2):

@@ -17,6 +17,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed import World
 from pipeline.engine.deepspeed_config import deepspeed_config, micro_batch_size
+from pipeline.engine.device_time import DeviceTime
 from pipeline.engine.loss_scaling import scale_losses
 from pipeline.engine.master_state import set_weights
 from pipeline.engine.micro_batches import MicroBatches, refuse_batch_norm
@@ -61,6 +62,7 @@ class TrainEngine:
         batch_size = config.train.global_batch_size
         self.schedule = build_schedule(config.optimizer, total_steps, batch_size, dataset_size)
         self.step_number = 0
+        self.encode_time = DeviceTime(world.device)
         torch.manual_seed(config.seed)  # the same fresh weights on every rank
         self.module = build_train_module(config)
         self.objective = build_objective(config.objective, config.objectives.get(config.objective, {}))
@@ -69,7 +71,7 @@ class TrainEngine:
         self.objective.prepare(world.device, embed_dim, dataset_size, config.seed, epochs)
         optimizer = build_optimizer(self.module, config.optimizer, config.temperature)
         # ZeRO puts flat partitions into the optimizer's groups, so keep which parameters they are made of.
-        self._groups = {group["name"]: list(group["params"]) for group in optimizer.param_groups}
+        self.groups = {group["name"]: list(group["params"]) for group in optimizer.param_groups}
         self.micro_batch_size = micro_batch_size(config, world.size)
         if self.micro_batch_size < batch_size // world.size:
             refuse_batch_norm(self.module.towers)
@@ -87,7 +89,8 @@ class TrainEngine:
     def step(self, batch: Batch) -> StepOutput:
         """One update from the local batch; collective. batch: on this rank's device."""
         pieces = MicroBatches(self.deepspeed, batch, self.micro_batch_size)
-        encoded = pieces.encode()
+        with self.encode_time.measured():
+            encoded = pieces.encode()
         features = Features(encoded.image_features, encoded.text_features)
         output = self.objective(features, batch.sample_index, encoded.tau, encoded.logit_bias)
         tau = encoded.tau.detach()
@@ -122,11 +125,11 @@ class TrainEngine:
     @property
     def parameter_groups(self) -> list[str]:
         """The optimizer's groups by name, those that have a parameter."""
-        return list(self._groups)
+        return list(self.groups)
 
     def parameter_norms(self) -> dict[str, Tensor]:
         """The norm of each optimizer group's parameters, () fp64; collective."""
-        return parameter_norms(self._groups, self.world)
+        return parameter_norms(self.groups, self.world)
 
     def save(self, folder: Path, tag: str) -> None:
         """Write the ZeRO state under `folder/tag`; collective."""

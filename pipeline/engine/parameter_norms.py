@@ -29,9 +29,12 @@ def parameter_norms(groups: Mapping[str, Iterable[nn.Parameter]], world: World) 
 
 
 def _held(parameter: Any, rank: int) -> Tensor:
-    """This rank's part under ZeRO-3, without its padding, which is never written; else the whole parameter."""
+    """This rank's part under ZeRO-3; else the whole parameter."""
     part = getattr(parameter, "ds_tensor", None)
-    if part is None:
-        return parameter
+    return parameter if part is None else unpadded(parameter, part, rank)
+
+
+def unpadded(parameter: Any, part: Tensor, rank: int) -> Tensor:
+    """A rank's part of the parameter, or of what belongs to it, under ZeRO-3: without padding, which nobody writes."""
     rest = parameter.ds_numel - rank * part.numel()
     return part.narrow(0, 0, min(max(rest, 0), part.numel()))

@@ -12,6 +12,7 @@ import torch
 from pipeline import collectives
 from pipeline.engine.elastic import convert, load_converted
 from pipeline.engine.engine import TrainEngine
+from pipeline.engine.resume_evidence import updates_made
 from pipeline.engine.safe_loading import loading
 from pipeline.engine.sharded_state import load_tables
 from pipeline.engine.snapshot import SHARDS
@@ -74,7 +75,7 @@ def _load_elsewhere(engine: TrainEngine, folder: Path, state: dict[str, Any]) ->
     problem = collectives.broadcast_object(problem)
     if problem is not None:
         raise UserError(problem)
-    load_converted(engine, converted, folder, state["step"])
+    load_converted(engine, converted, folder, updates_made(state))
     collectives.barrier()
     if engine.world.rank == 0:
         shutil.rmtree(converted)

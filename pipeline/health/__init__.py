@@ -1,5 +1,8 @@
 """Contract 8: a run that is not learning says so, or stops."""
 
+from pipeline.health.decode_failures import DecodeFailures
+from pipeline.health.heartbeat import Heartbeat
 from pipeline.health.monitor import Health
+from pipeline.health.straggler import RankTimes, hosts
 
-__all__ = ["Health"]
+__all__ = ["DecodeFailures", "Health", "Heartbeat", "RankTimes", "hosts"]

@@ -17,10 +17,12 @@ WINDOW = 3  # log-normalizer errors in a median
 class Check(ABC):
     """One symptom. It speaks once per episode: again only after a measurement without it.
 
-    reads: the metrics that it judges by; a step that lacks one of them measured nothing.
+    reads: the metrics that it judges by; a step that lacks one of them measured nothing. remembers: whether its verdict
+    rests on the whole run, so that a resumed one tells it what was logged before.
     """
 
     symptom: ClassVar[Symptom]
+    remembers: ClassVar[bool] = False
     reads: tuple[str, ...]
 
     def __init__(self) -> None:
@@ -144,9 +146,10 @@ def learning_rate_name(group: str) -> str:
 
 
 class NormalizerErrorGrows(Check):
-    """The median of the last log-normalizer errors against the lowest such median since the run was started."""
+    """The median of the last log-normalizer errors against the lowest such median of the run."""
 
     symptom = "normalizer_error"
+    remembers = True
     reads = ("npn/log_normalizer_mse",)
 
     def __init__(self, config: HealthConfig, objective: str) -> None:

@@ -21,13 +21,21 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "pipeline.trainer"])
+# DeepSpeed imports its Muon in every engine, and that compiles: seconds of each rank, unless done once.
+_CONTEXT.set_forkserver_preload(["pytest", "pipeline.trainer", "deepspeed.runtime.zero.muon.muon_optimizer"])
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_seconds: float = 300) -> list[Any]:
+def run_ranks(
+    world_size: int,
+    function: Callable[..., Any],
+    *args: Any,
+    timeout_seconds: float = 300,
+    last_words_seconds: float = 1,
+) -> list[Any]:
     """What `function(*args)` returned on each rank, in rank order; the process group is up while it runs.
 
     function, args and results are pickled: the function must be at the top level of its module.
+    last_words_seconds: how long the others may go on when one has failed.
     Raises RuntimeError with the traceback of the ranks that failed, or with the ranks that were still running
     when the time was over; no process is left behind.
     """
@@ -41,7 +49,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
         try:
             for process in processes:
                 process.start()
-            late = _wait(processes, timeout_seconds)
+            late = _wait(processes, timeout_seconds, last_words_seconds)
         finally:
             for process in processes:
                 if process.pid is not None:
@@ -64,14 +72,16 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _wait(processes: Sequence[BaseProcess], timeout_seconds: float) -> list[int]:
+def _wait(processes: Sequence[BaseProcess], timeout_seconds: float, last_words_seconds: float) -> list[int]:
     """Wait until all have ended or one has failed; returns the ranks that still ran at the deadline."""
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         if all(process.exitcode is not None for process in processes):
             return []
         if any(process.exitcode for process in processes):
-            time.sleep(1)  # the others may have something to say too
+            failed_at = time.monotonic()
+            for process in processes:
+                process.join(max(0.0, failed_at + last_words_seconds - time.monotonic()))
             return []
         time.sleep(0.02)
     return [rank for rank, process in enumerate(processes) if process.exitcode is None]

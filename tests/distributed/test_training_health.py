@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import math
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from pipeline.objectives import Features, build_objective
 from pipeline.tracking.base import NullTracker
 from pipeline.tracking.jsonl import JsonlTracker, read_points
 from pipeline.trainer import METRICS, Trainer
+from tests.conftest import write_corpus
 from tests.distributed.launch import run_ranks
 from tests.distributed.test_training import TINY, config_of, here
 
@@ -107,6 +110,21 @@ def fit(config: RunConfig, folder: Path) -> tuple[list[dict[str, float]], str]:
     return points, said.getvalue()
 
 
+def fit_with_a_slow_rank(config: RunConfig, folder: Path) -> tuple[list[dict[str, float]], str]:
+    """As `fit`; rank 1 reads its data slowly."""
+    usual = Corpus.__getitems__
+
+    def slowly(corpus: Corpus, positions: list[int]) -> Batch:
+        time.sleep(0.8)
+        return usual(corpus, positions)
+
+    Corpus.__getitems__ = slowly if here().rank == 1 else usual  # type: ignore[method-assign]
+    try:
+        return fit(config, folder)
+    finally:
+        Corpus.__getitems__ = usual  # type: ignore[method-assign]
+
+
 def fit_each(configs: dict[str, RunConfig], folder: Path) -> dict[str, Any]:
     return {name: fit(config, folder / name) for name, config in configs.items()}
 
@@ -165,3 +183,28 @@ def test_a_stop_by_choice_is_every_ranks_and_comes_before_the_checkpoint(
     assert said[0] == said[1]
     assert "health.stop_on has tau_at_bound" in said[0]
     assert len(runs[0]["stopped"][0]) < len(runs[0]["ill"][0])
+
+
+def test_a_slow_rank_is_named_and_failures_are_those_of_all_ranks(tmp_path: Path) -> None:
+    broken = tuple(range(0, 200, 7))
+    corpus = write_corpus(tmp_path / "corpus", [100, 100], broken)
+    settings = (
+        "loader.max_failure_rate=1",
+        "train.log_every_steps=2",
+        "health={straggler_windows: 3, straggler_factor: 1.5}",
+    )
+    config = config_of(corpus, *settings, "diagnostics={every_steps: 100, reference_samples: 2}")
+    results = run_ranks(2, fit_with_a_slow_rank, config, tmp_path)
+    points, said = results[0]
+    (line,) = [line for line in said.splitlines() if "straggler" in line]
+    assert f"step 6: rank 1 (host {socket.gethostname()}) takes " in line
+    assert "3 times in a row" in line
+    assert results[1][1] == ""  # one rank speaks
+    assert all(point["ranks/slowest"] == 1 for point in points)
+    assert all(point["ranks/own_seconds_slowest"] > 0.8 for point in points)
+
+    alone = Corpus(config.loader, config.seed, 16, build_tokenizer(TINY))
+    positions = StepPositions(config.train.global_batch_size, 0, 1, 0, 8)
+    failures = [batch.failures.total() for batch in build_loader(alone, positions, config.loader, pin_memory=False)]
+    assert sum(failures) > 5
+    assert [point["data/failures"] for point in points] == [sum(failures[i : i + 2]) for i in range(0, 8, 2)]

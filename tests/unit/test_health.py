@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +17,10 @@ from pipeline.config.schema import HealthConfig, TemperatureConfig
 from pipeline.data.loader import Batch
 from pipeline.engine.engine import StepOutput
 from pipeline.errors import UserError
-from pipeline.health import Health
+from pipeline.health import DecodeFailures, Health
 from pipeline.health.checks import FrozenGroup, NormalizerErrorGrows
 from pipeline.objectives import Features, ObjectiveOutput
+from pipeline.tracking.jsonl import JsonlTracker
 from pipeline.tracking.metrics import MetricBuffer
 
 WELL = {
@@ -39,9 +41,10 @@ class FakeRun:
     """A Health callback under a trainer without a model."""
 
     def __init__(self, *overrides: str, rho: float | None = 5.0, rank: int = 0) -> None:
-        self.health = Health(load_recipe("demo", list(overrides)), GROUPS, WARMUP_STEPS, rho)
+        config = load_recipe("demo", ["train.log_every_steps=1", *overrides])
+        self.health = Health(config, GROUPS, WARMUP_STEPS, rho, hosts=["n1", "n2", "n3"])
         self.trainer: Any = SimpleNamespace(
-            progress=SimpleNamespace(step=0), metrics=MetricBuffer(), world=SimpleNamespace(rank=rank)
+            progress=SimpleNamespace(step=0), metrics=MetricBuffer(), world=SimpleNamespace(rank=rank), total_steps=100
         )
 
     def step(self, **metrics: float) -> None:
@@ -54,6 +57,15 @@ class FakeRun:
 
     def warnings(self) -> float:
         return self.trainer.metrics.flush()["health/warnings"]
+
+
+def times(slowest: int, own: float, share: float = 0.5) -> dict[str, float]:
+    return {
+        "ranks__slowest": float(slowest),
+        "ranks__own_seconds_slowest": own,
+        "ranks__own_seconds_median": 1.0,
+        "ranks__waiting_share": share,
+    }
 
 
 # symptom: (overrides, steps without it, steps of which the last one complains, what the line says)
@@ -98,6 +110,19 @@ ILLNESSES: dict[str, tuple[list[str], list[dict[str, float]], list[dict[str, flo
         [{"npn__spread_ratio": 0.2}, {}],
         [{"npn__spread_ratio": 0.1}],
         ["npn/spread_ratio 0.1", "spread_ratio_minimum=0.2", "restart_every"],
+    ),
+    "loss_flat": (
+        ["health.loss_flat_steps=8"],
+        [{"train__loss": 1.0}] * 9,
+        [{"train__loss": 1.0}],
+        ["train/loss 1 has changed by 0 in 8 steps", "health.loss_flat_noise", "captions", "optimizer.lr"],
+    ),
+    "straggler": (
+        ["health.straggler_windows=2", "health.straggler_factor=2", "health.loss_flat_steps=1000"],
+        # another rank, not twice as slow, too little of a step
+        [times(1, 2.1), times(2, 2.1), times(2, 1.9), times(2, 2.1, share=0.01), times(2, 2.1)],
+        [times(2, 2.1)],
+        ["rank 2 (host n3) takes 2.1 s", "median rank 1 s", "straggler_factor=2", "2 times in a row", "50% of each"],
     ),
 }
 
@@ -191,7 +216,7 @@ def test_a_group_may_rest_where_it_is_held(caplog: pytest.LogCaptureFixture) -> 
     assert "'temperature' is frozen" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["train__loss", "train__grad_norm", "train__tau"])
+@pytest.mark.parametrize("name", ["train__loss", "train__grad_norm", "train__tau", "train__parameter_norm_decay"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_what_is_not_finite_stops_the_run(name: str, value: float, precision: str) -> None:
@@ -222,3 +247,68 @@ def test_the_advice_on_a_growing_error_fits_the_objective(objective: str, named:
     assert said[:-1] == [None] * 4
     assert ("objectives.neuclip.npn" in (said[-1] or "")) == named
     assert "global_batch_size" in (said[-1] or "")
+
+
+def test_a_step_that_is_not_logged_is_judged_with_the_next_or_before_a_save() -> None:
+    run = FakeRun("train.log_every_steps=4")
+    run.step(train__loss=math.nan)
+    with pytest.raises(UserError, match="step 1: train/loss is nan"):
+        run.step()
+    run = FakeRun("train.log_every_steps=4")
+    run.step(train__loss=math.nan)
+    with pytest.raises(UserError, match="step 1: train/loss is nan"):
+        run.health.settle(run.trainer)
+    run.health.settle(run.trainer)  # once
+    run = FakeRun("train.log_every_steps=2")
+    run.step()
+    with pytest.raises(UserError, match="step 2: train/loss is nan"):
+        run.step(train__loss=math.nan)
+
+
+def test_what_is_judged_is_the_value_of_its_step_whatever_becomes_of_the_tensor() -> None:
+    run = FakeRun("train.log_every_steps=4")
+    loss = torch.tensor(1.0)
+    run.step(train__loss=loss)  # type: ignore[arg-type]
+    loss.fill_(math.nan)
+    run.step()
+
+
+def test_a_resumed_run_remembers_its_lowest_error_and_that_its_loss_has_moved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl", 0)
+    for step in range(1, 21):
+        tracker.log({"npn/log_normalizer_mse": 0.01, "train/loss": 10.0 - step / 2}, step, step)
+    tracker.log({"npn/log_normalizer_mse": 1e-9}, 99, 99)  # of a life that was not saved
+    tracker.close("preempted")
+    overrides = ("health.normalizer_error_floor=2", "health.loss_flat_steps=8")
+    for recalled, expected in ((False, ["train/loss 1 has"]), (True, ["npn/log_normalizer_mse 3 "])):
+        caplog.clear()
+        run = FakeRun(*overrides)
+        if recalled:
+            run.health.recall(tmp_path / "metrics.jsonl", 20)
+            run.trainer.progress.step = 20
+        for _ in range(12):
+            run.step(npn__log_normalizer_mse=3.0)
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == len(expected)
+        assert all(part in line for part, line in zip(expected, said, strict=True))
+
+
+def test_undecodable_samples_are_counted_until_they_are_too_many() -> None:
+    config = load_recipe("demo", ["train.log_every_steps=2", "train.global_batch_size=4"])
+    failures = DecodeFailures(config, first_step=10)
+    trainer: Any = SimpleNamespace(
+        progress=SimpleNamespace(step=10), total_steps=100, world=SimpleNamespace(device=torch.device("cpu"))
+    )
+
+    def step(count: int) -> dict[str, Any]:
+        trainer.progress.step += 1
+        output = StepOutput(EMPTY, torch.tensor([0.05]), ObjectiveOutput(torch.tensor(1.0)), {})
+        failures.after_step(trainer, BATCH._replace(failures=Counter({"OSError": count})), output)
+        return dict(output.metrics)
+
+    assert [step(count) for count in (3, 0, 0, 7)] == [{}, {"data/failures": 3.0}, {}, {"data/failures": 7.0}]
+    assert step(1) == {}
+    with pytest.raises(UserError, match=r"11 of 24 samples .*\{'OSError': 11\}.*loader.max_failure_rate=0.01 allows"):
+        step(0)
