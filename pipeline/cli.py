@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -155,7 +155,14 @@ def train(recipe: str, run_dir: Path | None, dry_run: bool, ranks: int | None, o
 @main.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-def export(checkpoint: Path, out: Path) -> None:
+@click.option(
+    "--weights",
+    type=click.Choice(["auto", "average", "last"]),
+    default="auto",
+    show_default=True,
+    help="The average over training (train.ema_decay), the last weights, or the average where there is one.",
+)
+def export(checkpoint: Path, out: Path, weights: Literal["auto", "average", "last"]) -> None:
     """Write CHECKPOINT's weights to OUT, for open_clip.
 
     CHECKPOINT is a run's train/checkpoints (the newest is taken) or one step-* folder in it.
@@ -168,8 +175,9 @@ def export(checkpoint: Path, out: Path) -> None:
     """
     from pipeline.engine.export import export as write
 
-    provenance = write(checkpoint, out)
-    click.echo(f"{out}: {provenance['model']} after {provenance['samples_seen']:,} samples")
+    provenance = write(checkpoint, out, weights)
+    what = f"{provenance['model']} after {provenance['samples_seen']:,} samples, weights: {provenance['weights']}"
+    click.echo(f"{out}: {what}")
 
 
 @main.command()

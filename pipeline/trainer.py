@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.callbacks import Callback, Consumption, Geometry, Logging, NormalizerError, ParameterNorms, Saving
-from pipeline.config.diff import differences
-from pipeline.config.schema import ORDER_SETTINGS, LoaderConfig, RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.data.consumed import ConsumedDigest
 from pipeline.data.loader import Batch, Corpus, StepPositions, build_loader
 from pipeline.distributed import World
@@ -27,6 +26,7 @@ from pipeline.errors import UserError
 from pipeline.health import DecodeFailures, Health, Heartbeat, RankTimes, hosts
 from pipeline.models.two_tower import build_tokenizer, image_size, open_clip_config
 from pipeline.preemption import StopRequest, deaf_children
+from pipeline.same_run import refuse_other_run
 from pipeline.tracking.base import Tracker
 from pipeline.tracking.jsonl import read_points
 from pipeline.tracking.metrics import MetricBuffer
@@ -202,40 +202,6 @@ def total_steps(config: RunConfig, samples_per_epoch: int) -> int:
             "train for longer"
         )
     return steps
-
-
-def refuse_other_run(state: dict[str, Any], config: RunConfig, manifest_fingerprint: str, folder: Path) -> None:
-    """Raise UserError, with what differs, unless the checkpoint was made by this recipe on this corpus."""
-    saved, wanted = _what_decides(state["config"]), _what_decides(config.model_dump(mode="json"))
-    lines = differences(saved, wanted)
-    if state["manifest_fingerprint"] != manifest_fingerprint:
-        lines.append(f"corpus manifest: {state['manifest_fingerprint'][:12]} -> {manifest_fingerprint[:12]}")
-    if lines:
-        raise UserError(
-            f"{folder} holds another training run; what differs:\n  " + "\n  ".join(lines) + "\n"
-            "Continue it with the recipe it was started with, or give another --run-dir."
-        )
-
-
-def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings on which the weights depend."""
-    objective = config["objective"]
-    return {
-        **{key: config[key] for key in ("seed", "model", "objective", "temperature", "optimizer")},
-        "objectives": {objective: config["objectives"].get(objective, {})},
-        "train": {
-            key: config["train"][key] for key in ("global_batch_size", "samples", "epochs", "steps", "precision")
-        },
-        "loader": _what_decides_of_loader(LoaderConfig(**config["loader"])),
-    }
-
-
-def _what_decides_of_loader(loader: LoaderConfig) -> dict[str, Any]:
-    """Not where the corpora lie: the fingerprint says what they are. Settings unknown to an old run have defaults."""
-    return {
-        "weights": [source.weight for source in loader.corpora],
-        **{key: getattr(loader, key) for key in ORDER_SETTINGS},
-    }
 
 
 def summarise(trainer: Trainer) -> dict[str, Any]:

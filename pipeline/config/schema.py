@@ -195,6 +195,8 @@ class TrainConfig(Section):
     steps: int | None = Field(None, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False  # keep no activations inside the towers' blocks: less memory, a third slower
+    # of the trained weights, kept beside them and exported in their place; 0.9999 for runs of 100,000 steps; null: none
+    ema_decay: float | None = Field(None, gt=0, lt=1)
     compile: bool = False  # torch.compile of the towers: faster steps on a GPU, minutes at the start
     deepspeed: str = "zero2"  # a file of deepspeed_configs, by name or path
     processes: int = Field(1, ge=1)  # ranks per node that the launcher starts

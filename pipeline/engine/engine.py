@@ -26,6 +26,7 @@ from pipeline.engine.parameter_norms import parameter_norms
 from pipeline.engine.schedule import build_schedule, temperature_rate
 from pipeline.engine.tau_gradient import TauGradient
 from pipeline.engine.train_module import build_train_module
+from pipeline.engine.weight_average import WeightAverage
 from pipeline.models.two_tower import open_clip_config
 from pipeline.objectives import Features, ObjectiveOutput, build_objective
 
@@ -85,6 +86,8 @@ class TrainEngine:
         )
         if config.train.precision == "fp16":
             scale_losses(self.optimizer)
+        decay = config.train.ema_decay
+        self.average = None if decay is None else WeightAverage(self.module, decay, world)
 
     def step(self, batch: Batch) -> StepOutput:
         """One update from the local batch; collective. batch: on this rank's device."""
@@ -99,6 +102,8 @@ class TrainEngine:
         pieces.update(output.loss)
         self._clamp_temperature()
         self.step_number += 1
+        if self.average is not None:
+            self.average.update(self.step_number)
         metrics = {
             "train/loss": output.loss.detach(),
             "train/tau": tau.squeeze(),

@@ -17,6 +17,7 @@ from pipeline.engine.safe_loading import loading
 from pipeline.engine.sharded_state import load_tables
 from pipeline.engine.snapshot import SHARDS
 from pipeline.engine.tags import newest_whole
+from pipeline.engine.weight_average import AVERAGE
 from pipeline.errors import UserError
 from pipeline.files import read_json
 
@@ -42,6 +43,8 @@ def restore(engine: TrainEngine, checkpoints: Path) -> dict[str, Any] | None:
             _load_elsewhere(engine, folder, state)
         engine.objective.load_state_dict(torch.load(folder / "objective.pt", map_location="cpu", weights_only=True))
     engine.objective.load_sharded_state(load_tables(folder / SHARDS, engine.objective.sharded_state()))
+    if engine.average is not None:
+        engine.average.load(folder / AVERAGE, state["world_size"], state["zero_stage"])
     engine.step_number = state["step"]
     return state
 

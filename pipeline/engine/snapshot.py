@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.engine.engine import TrainEngine
 from pipeline.engine.sharded_state import table_files
 from pipeline.engine.tags import temporary_folder
+from pipeline.engine.weight_average import AVERAGE
 
 SHARDS = "objective-shards"
 BESIDE_TENSORS = 2**16  # bytes per file that are not of its tensors, at most
@@ -37,6 +38,8 @@ def take(engine: TrainEngine, trainer_state: dict[str, Any], folder: Path, tag: 
     snapshot[f"rng-{rank:05d}.pt"] = _rng_state()
     for name, rows in table_files(engine.objective.sharded_state()).items():
         snapshot[f"{SHARDS}/{name}"] = rows
+    if engine.average is not None:
+        snapshot |= {f"{AVERAGE}/{name}": content for name, content in engine.average.files().items()}
     objective_state = engine.objective.state_dict()  # collective: it may gather slices
     if rank == 0:
         snapshot["objective.pt"] = _host_copy(objective_state)

@@ -6,6 +6,7 @@ written into it; then `latest` is replaced. Only complete tags are ever resumed;
 
     checkpoints/step-00000300/   ZeRO files of DeepSpeed, objective.pt, rng-00000.pt ..., trainer.json, COMPLETE
         objective-shards/        the objective's tables per sample, one file per rank: log_u.0.npy, log_u.5000.npy ...
+        weight-average/          the parts of train.ema_decay's average, one file per rank
     checkpoints/latest           the newest complete tag's name
     checkpoints/.step-00000300.tmp/   being written; part-00000.json: the files of rank 0 are whole, and their digests
 """

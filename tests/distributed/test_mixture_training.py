@@ -15,8 +15,8 @@ from pipeline.cli import main
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import build_order
 from pipeline.errors import UserError
+from pipeline.same_run import refuse_other_run
 from pipeline.tracking.jsonl import read_points
-from pipeline.trainer import refuse_other_run
 from tests.conftest import write_corpus
 from tests.distributed.launch import run_ranks
 from tests.distributed.test_elastic import live

@@ -30,6 +30,7 @@ LAYERS = [
         "pipeline.evaluation",
         "pipeline.report",
         "pipeline.preemption",
+        "pipeline.same_run",
     },
     {"pipeline.engine"},
     {"pipeline.data", "pipeline.tracking"},
