@@ -408,6 +408,24 @@ def test_other_content_under_the_url_is_refused(server: Server, tmp_path: Path) 
     assert not [path for path in cache.iterdir() if path.is_file()]
 
 
+@pytest.mark.parametrize("reachable", [True, False])
+def test_shards_are_fetched_before_their_turn(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_retries: None, reachable: bool
+) -> None:
+    monkeypatch.setattr("pipeline.data.loader.AHEAD_SAMPLES", 150)
+    config = LoaderConfig(manifest=server.url, lanes=1, shuffle_window=10, cache=str(tmp_path))
+    corpus = Corpus(config, 3, 16, tokens)
+    now, later = ({int(shard) for shard in corpus.order.locate(np.arange(4) + first)[0]} for first in (0, 150))
+    assert later - now
+    corpus.reader.read([(shard, 0) for shard in now])
+    server.failures = 0 if reachable else 10**6
+    batch = corpus.__getitems__(list(range(4)))  # whether or not what comes later can be had
+    assert len(batch.sample_index) == 4
+    corpus.reader.cache._ahead.join(60)
+    fetched = {path.stem for path in tmp_path.glob("*.tar")}
+    assert fetched == {corpus.reader.shard(shard).sha256 for shard in (now | later if reachable else now)}
+
+
 def test_a_reference_subset_does_not_fill_the_cache(server: Server, tmp_path: Path) -> None:
     """1,024 samples of 1,024 shards would fetch them all, for one image each."""
     corpus = Corpus(LoaderConfig(manifest=server.url, cache=str(tmp_path)), 0, 16, tokens)
