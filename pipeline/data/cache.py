@@ -135,17 +135,20 @@ class ShardCache:
             raise UserError(f"loader.cache_gib is less than one shard ({shard.path}, {shard.bytes:,} bytes): raise it")
         while True:
             with taking_turns(self.folder / "locks" / "room"):
-                if self._evict(self.limit_bytes - shard.bytes):
+                if self._evict(self.limit_bytes - shard.bytes, self._lock(shard.sha256)):
                     partial.touch()
                     return
             time.sleep(0.1)  # what others are fetching takes the room; done, it can be removed
 
-    def _evict(self, limit: int) -> bool:
-        """Remove abandoned files, then the shards read longest ago; whether what stays is within `limit` bytes."""
+    def _evict(self, limit: int, own: Path) -> bool:
+        """Remove abandoned files, then the shards read longest ago; whether what stays is within `limit` bytes.
+
+        own: the shard lock that the caller holds, for a file that does not exist yet.
+        """
         held = 0
         for partial in self.folder.glob("*.partial"):
             sha256, size, _ = partial.name.split(".")
-            if is_held(self._lock(sha256)):
+            if (lock := self._lock(sha256)) != own and is_held(lock):
                 held += int(size)
             else:
                 partial.unlink(missing_ok=True)

@@ -387,6 +387,14 @@ def test_a_process_killed_while_fetching_leaves_nothing_that_is_read_or_stays(se
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_what_a_dead_process_left_is_removed_by_one_that_takes_the_same_lock(server: Server, tmp_path: Path) -> None:
+    shard = shards_of(server)[0]
+    (tmp_path / f"{shard.sha256[:3]}{'0' * 61}.{shard.bytes}.partial").touch()
+    cache = ShardCache(tmp_path, shard.bytes + 1)  # no room for both
+    assert cache.read(shard, 0, shard.bytes) == original(server, shard)
+    assert [path.suffix for path in tmp_path.iterdir() if path.is_file()] == [".tar"]
+
+
 def test_a_download_cut_short_is_tried_again_then_a_message(
     server: Server, tmp_path: Path, quick_retries: None
 ) -> None:
