@@ -16,7 +16,9 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 from data_prep.manifest import ShardFile
 from pipeline.errors import UserError
@@ -36,10 +38,14 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
+        self._ahead: Thread | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"loader.cache: {folder} cannot be made ({error.strerror}): give another folder") from error
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_ahead": None}
 
     def fetch(self, shards: Sequence[ShardFile]) -> None:
         """Fetch those of `shards` that are not here, several at a time. Raises as `read`."""
@@ -47,6 +53,16 @@ class ShardCache:
         if missing:
             with ThreadPoolExecutor(STREAMS) as pool:
                 list(pool.map(self._fetch, missing.values()))
+
+    def fetch_ahead(self, shards: Sequence[ShardFile]) -> None:
+        """Begin to fetch `shards`, unless what was begun before still goes on; returns at once."""
+        if self._ahead is None or not self._ahead.is_alive():
+            self._ahead = Thread(target=self._fetch_quietly, args=(shards,), daemon=True)
+            self._ahead.start()
+
+    def _fetch_quietly(self, shards: Sequence[ShardFile]) -> None:
+        with suppress(UserError, OSError):  # whoever reads the shard meets the same, and says so
+            self.fetch(shards)
 
     def read(self, shard: ShardFile, start: int, stop: int) -> bytes:
         """Bytes start to stop of a shard, which is fetched if it is not here.
@@ -119,17 +135,20 @@ class ShardCache:
             raise UserError(f"loader.cache_gib is less than one shard ({shard.path}, {shard.bytes:,} bytes): raise it")
         while True:
             with taking_turns(self.folder / "locks" / "room"):
-                if self._evict(self.limit_bytes - shard.bytes):
+                if self._evict(self.limit_bytes - shard.bytes, self._lock(shard.sha256)):
                     partial.touch()
                     return
             time.sleep(0.1)  # what others are fetching takes the room; done, it can be removed
 
-    def _evict(self, limit: int) -> bool:
-        """Remove abandoned files, then the shards read longest ago; whether what stays is within `limit` bytes."""
+    def _evict(self, limit: int, own: Path) -> bool:
+        """Remove abandoned files, then the shards read longest ago; whether what stays is within `limit` bytes.
+
+        own: the shard lock that the caller holds, for a file that does not exist yet.
+        """
         held = 0
         for partial in self.folder.glob("*.partial"):
             sha256, size, _ = partial.name.split(".")
-            if is_held(self._lock(sha256)):
+            if (lock := self._lock(sha256)) != own and is_held(lock):
                 held += int(size)
             else:
                 partial.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from pipeline.data.transforms import train_pixels
 from pipeline.errors import UserError
 from pipeline.files import fingerprint
 
+AHEAD_SAMPLES = 2**16  # how long before its turn a shard is fetched into the cache, in samples of the run
 Tokenizer = Callable[[list[str]], Tensor]
 
 
@@ -83,6 +84,9 @@ class Corpus(Dataset):
 
     def __getitems__(self, positions: list[int]) -> Batch:
         shards, rows = self.order.locate(np.asarray(positions))
+        if self.config.cache is not None:
+            ahead, _ = self.order.locate(np.asarray(positions) + AHEAD_SAMPLES)
+            self.reader.fetch_ahead(ahead.tolist())
         return self._batch(positions, list(zip(shards.tolist(), rows.tolist(), strict=True)), keep=True)
 
     def by_sample_index(self, indices: np.ndarray) -> Batch:

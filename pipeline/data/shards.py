@@ -76,6 +76,12 @@ class ShardReader:
             ) from error
         return samples
 
+    def fetch_ahead(self, shards: Sequence[int]) -> None:
+        """Say which shards will be read soon: with a cache, those at URLs are fetched meanwhile."""
+        if self.cache is not None:
+            files = [self.shard(shard) for shard in dict.fromkeys(shards)]
+            self.cache.fetch_ahead([file for file in files if is_url(file.path)])
+
     def _read(self, places: Sequence[Place], cache: ShardCache | None) -> list[StoredSample]:
         shards = self._opened([shard for shard, _ in places])
         if cache is not None:

@@ -387,6 +387,14 @@ def test_a_process_killed_while_fetching_leaves_nothing_that_is_read_or_stays(se
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_what_a_dead_process_left_is_removed_by_one_that_takes_the_same_lock(server: Server, tmp_path: Path) -> None:
+    shard = shards_of(server)[0]
+    (tmp_path / f"{shard.sha256[:3]}{'0' * 61}.{shard.bytes}.partial").touch()
+    cache = ShardCache(tmp_path, shard.bytes + 1)  # no room for both
+    assert cache.read(shard, 0, shard.bytes) == original(server, shard)
+    assert [path.suffix for path in tmp_path.iterdir() if path.is_file()] == [".tar"]
+
+
 def test_a_download_cut_short_is_tried_again_then_a_message(
     server: Server, tmp_path: Path, quick_retries: None
 ) -> None:
@@ -406,6 +414,24 @@ def test_other_content_under_the_url_is_refused(server: Server, tmp_path: Path) 
     with pytest.raises(UserError, match=rf"{shard.path} is not what the manifest says"):
         ShardCache(cache, 10**9).read(shard, 0, 1)
     assert not [path for path in cache.iterdir() if path.is_file()]
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_shards_are_fetched_before_their_turn(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_retries: None, reachable: bool
+) -> None:
+    monkeypatch.setattr("pipeline.data.loader.AHEAD_SAMPLES", 150)
+    config = LoaderConfig(manifest=server.url, lanes=1, shuffle_window=10, cache=str(tmp_path))
+    corpus = Corpus(config, 3, 16, tokens)
+    now, later = ({int(shard) for shard in corpus.order.locate(np.arange(4) + first)[0]} for first in (0, 150))
+    assert later - now
+    corpus.reader.read([(shard, 0) for shard in now])
+    server.failures = 0 if reachable else 10**6
+    batch = corpus.__getitems__(list(range(4)))  # whether or not what comes later can be had
+    assert len(batch.sample_index) == 4
+    corpus.reader.cache._ahead.join(60)
+    fetched = {path.stem for path in tmp_path.glob("*.tar")}
+    assert fetched == {corpus.reader.shard(shard).sha256 for shard in (now | later if reachable else now)}
 
 
 def test_a_reference_subset_does_not_fill_the_cache(server: Server, tmp_path: Path) -> None:
