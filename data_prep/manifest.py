@@ -24,8 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.shard import index_path
 from pipeline.errors import UserError
-from pipeline.files import atomic_open, write_json
+from pipeline.files import atomic_open, sha256_file, write_json
 from pipeline.storage import is_url, join, read_bytes
 
 MANIFEST_FILES = ("manifest.json", "manifest.parquet")
@@ -78,6 +79,19 @@ class Manifest:
     def shard(self, shard: int) -> ShardFile:
         path, *rest = (self.table[column][shard].as_py() for column in DECIDES)
         return ShardFile(join(self.folder, path), *rest)
+
+
+def shard_row(folder: Path, shard: Path, samples: int, work_item: int) -> dict[str, Any]:
+    """The row of a shard that lies in the manifest's folder with its index: a column each, but `first_sample_index`."""
+    return {
+        "path": str(shard.relative_to(folder)),
+        "samples": samples,
+        "bytes": shard.stat().st_size,
+        "sha256": sha256_file(shard),
+        "index_sha256": sha256_file(index_path(shard)),
+        "work_item": work_item,
+        "attempt": 0,
+    }
 
 
 def rows_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -116,7 +116,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
 
 def read_index(shard: Path | str) -> np.ndarray:
     """The shard's byte index, (samples,) of INDEX_DTYPE, memory-mapped."""
-    return np.load(index_path(shard), mmap_mode="r")
+    return np.load(index_path(shard), mmap_mode="r", allow_pickle=False)
 
 
 def sample_range(index: np.ndarray, row: int, shard_bytes: int) -> tuple[int, int]:

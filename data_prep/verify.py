@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus
 from data_prep.downloaded import Done, read_done, shard_files
-from data_prep.manifest import SCHEMA
+from data_prep.manifest import SCHEMA, shard_row
 from data_prep.outcomes import tally
 from data_prep.plan import Plan, read_item, read_plan
 from data_prep.progress import Report, silent
@@ -210,15 +210,7 @@ def _write_shards(corpus: Corpus, item: int, samples: list[Proven], capacity: in
         part = samples[start : start + capacity]
         path = corpus.shard(item, number)
         write_shard(path, _read_back(part))
-        yield {
-            "path": str(path.relative_to(corpus.folder)),
-            "samples": len(part),
-            "bytes": path.stat().st_size,
-            "sha256": sha256_file(path),
-            "index_sha256": sha256_file(index_path(path)),
-            "work_item": item,
-            "attempt": 0,
-        }
+        yield shard_row(corpus.folder, path, len(part), item)
 
 
 def _read_back(samples: list[Proven]) -> Iterator[Sample]:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from pipeline import collectives
+from pipeline.config.duration import multiples
+from pipeline.config.schema import CheckpointConfig
 from pipeline.data.loader import Batch
 from pipeline.engine.engine import StepOutput
 from pipeline.objectives import Features
@@ -154,20 +156,34 @@ def _reduction(name: str) -> Reduction:
 
 
 class Saving:
-    """A checkpoint every so many steps or minutes; the clock is rank 0's, so that all ranks save together."""
+    """A checkpoint whenever `every` has gone by, or so many minutes, and at the end.
 
-    def __init__(self, every_steps: int | None, every_minutes: float | None) -> None:
-        self._every_steps = every_steps
-        self._every_seconds = 60 * every_minutes if every_minutes else math.inf
+    The clock is rank 0's, so that all ranks save together; it and the save in the background are looked at every
+    `look_every_steps`.
+    """
+
+    def __init__(self, config: CheckpointConfig, look_every_steps: int) -> None:
+        self._every = config.every
+        self._every_seconds = 60 * config.every_minutes if config.every_minutes else math.inf
+        self._look_every_steps = look_every_steps
         self._last = time.monotonic()
 
     def before_step(self, trainer: Trainer) -> None:
         pass
 
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
-        due = self._every_steps is not None and trainer.progress.step % self._every_steps == 0
-        if not due and math.isfinite(self._every_seconds):
-            due = collectives.broadcast_object(time.monotonic() - self._last >= self._every_seconds)
-        if due or trainer.progress.step == trainer.total_steps:
+        step = trainer.progress.step
+        due = step == trainer.total_steps or self._period_ends(trainer, step)
+        if not due and step % self._look_every_steps == 0:
+            trainer.checkpointer.poll()
+            if math.isfinite(self._every_seconds):
+                due = collectives.broadcast_object(time.monotonic() - self._last >= self._every_seconds)
+        if due:
             trainer.save()
             self._last = time.monotonic()
+
+    def _period_ends(self, trainer: Trainer, step: int) -> bool:
+        if self._every is None:
+            return False
+        sizes = (trainer.config.train.global_batch_size, len(trainer.corpus))
+        return multiples(self._every, step, *sizes) > multiples(self._every, step - 1, *sizes)

@@ -1,13 +1,22 @@
 """A request to stop: a signal, or a `STOP` file that a colleague without rights on the job can leave.
 
-The handler only sets a flag; the trainer asks between steps, on all ranks at once, saves, and exits with
-EXIT_PREEMPTED. A second signal ends the process at once.
+The first signal is only noted; the trainer asks between steps, on all ranks at once, saves, and exits with
+EXIT_PREEMPTED. A second one ends the process at once, and so does a stop that takes too long: both also while the
+loop is stuck, for a thread of its own reads what the kernel delivers.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import math
 import os
+import select
 import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -22,12 +31,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Listens for SIGNALS and for `run_dir/STOP`; `agreed` tells all ranks the same."""
+    """Listens for SIGNALS and for `run_dir/STOP`; `agreed` tells all ranks the same.
 
-    def __init__(self, run_dir: Path, world: World) -> None:
+    within_seconds: after the first signal; a process that still runs then says where it hangs and is ended, with exit
+    status 128 + signal.
+    """
+
+    def __init__(self, run_dir: Path, world: World, within_seconds: float) -> None:
         self._file = run_dir / STOP_FILE
         self._world = world
         self._signal: int | None = None
+        listener = threading.Thread(target=_listen, args=(_wakeups(), within_seconds), name="signals", daemon=True)
+        listener.start()
         for number in SIGNALS:
             signal.signal(number, self._note)
 
@@ -45,6 +60,57 @@ class StopRequest:
         return f"{self._file} exists" if self._file.exists() else "another rank was asked to stop"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None:
-            os._exit(128 + number)
         self._signal = number
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are forked inside the block never receive SIGNALS.
+
+    A terminal or a scheduler sends them to whole process groups, and a rank that stops still needs its data workers.
+    The rank itself goes on to receive them, in its other threads if need be.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _wakeups() -> int:
+    """A descriptor on which the numbers of caught signals arrive, one byte each, whatever Python is doing."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    return reading
+
+
+def _listen(wakeups: int, within_seconds: float) -> None:
+    first = _next_signal(wakeups, math.inf)
+    assert first is not None
+    # Should the loop be stuck in code that lets no other thread of Python run, this ends it, with exit status 1.
+    faulthandler.dump_traceback_later(1.1 * within_seconds, exit=True)
+    second = _next_signal(wakeups, within_seconds)
+    if second is None:
+        name = signal.Signals(first).name
+        print(
+            f"error: the stop for {name} took more than {within_seconds:g} s; forced out while here:", file=sys.stderr
+        )
+        faulthandler.dump_traceback(file=sys.stderr)
+        sys.stderr.flush()
+    os._exit(128 + (first if second is None else second))
+
+
+def _next_signal(wakeups: int, within_seconds: float) -> int | None:
+    """The next of SIGNALS, None when none comes in time."""
+    deadline = time.monotonic() + within_seconds
+    while select.select([wakeups], [], [], _left(deadline))[0]:
+        number = os.read(wakeups, 1)[0]
+        if number in SIGNALS:  # torch's DataLoader catches SIGCHLD
+            return number
+    return None
+
+
+def _left(deadline: float) -> float | None:
+    """Seconds, as `select` wants them."""
+    return None if deadline == math.inf else max(0.0, deadline - time.monotonic())

@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class Range(NamedTuple):
-    """Bytes start to stop of a file, stop excluded."""
+    """Bytes start to stop of a file, stop excluded; without either, all of it."""
 
     url: str
-    start: int
-    stop: int
+    start: int | None = None
+    stop: int | None = None
 
 
 def is_url(path: str | Path) -> bool:
@@ -41,7 +41,7 @@ def read_bytes(path: str) -> bytes:
     """A whole file. Raises FileNotFoundError, and UserError when a network fails for good."""
     if not is_url(path):
         return Path(path).read_bytes()
-    return _patiently(path, lambda files, name: files.cat_file(name))
+    return read_ranges([Range(path)])[0]
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:

@@ -20,11 +20,13 @@ from pipeline.distributed import World
 from pipeline.engine.checkpoint import Checkpointer
 from pipeline.engine.deepspeed_config import local_batch_size
 from pipeline.engine.engine import TrainEngine
+from pipeline.engine.resume import restore
 from pipeline.engine.resume_evidence import refuse_changed, refuse_non_finite, resume_evidence
+from pipeline.engine.retention import Retention
 from pipeline.errors import UserError
 from pipeline.health import DecodeFailures, Health, Heartbeat, RankTimes, hosts
 from pipeline.models.two_tower import build_tokenizer, image_size, open_clip_config
-from pipeline.preemption import StopRequest
+from pipeline.preemption import StopRequest, deaf_children
 from pipeline.tracking.base import Tracker
 from pipeline.tracking.jsonl import read_points
 from pipeline.tracking.metrics import MetricBuffer
@@ -57,10 +59,13 @@ class Trainer:
         local_batch_size(config, world.size)
         self.total_steps = total_steps(config, len(self.corpus))
         self.engine = TrainEngine(config, world, len(self.corpus), self.total_steps)
-        self.checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint.keep)
-        self.progress = self._restore()
-        self.consumed = ConsumedDigest(self.progress.order_digest)
         self.metrics = MetricBuffer()
+        keep, keep_every = config.checkpoint.keep, config.checkpoint.keep_every
+        retention = Retention(keep, keep_every, config.train.global_batch_size, len(self.corpus))
+        checkpoints = folder / "checkpoints"
+        self.checkpointer = Checkpointer(checkpoints, config.checkpoint, retention, world, self.metrics)
+        self.progress = self._restore(checkpoints)
+        self.consumed = ConsumedDigest(self.progress.order_digest)
         self.waited_seconds = 0.0  # for data, in this life
         engine = self.engine
         self.health = Health(
@@ -71,9 +76,16 @@ class Trainer:
     def fit(self, tracker: Tracker) -> Literal["finished", "preempted"]:
         """Train to the end, or until asked to stop; either way what was learned is saved."""
         self.tracker = tracker
+        try:
+            return self._fit()
+        except BaseException:
+            self.checkpointer.close()
+            raise
+
+    def _fit(self) -> Literal["finished", "preempted"]:
         callbacks = self._callbacks()
         self.health.recall(self.folder / METRICS, self.progress.step)
-        stop = StopRequest(self.folder.parent, self.world)
+        stop = StopRequest(self.folder.parent, self.world, self.config.checkpoint.stop_within_seconds)
         for batch in self._timed(self._batches()):
             for callback in callbacks:
                 self._next(f"in {type(callback).__name__} for the next")
@@ -90,11 +102,13 @@ class Trainer:
             if self.progress.step < self.total_steps and stop.agreed():
                 log.warning("stopping at step %d: %s", self.progress.step, stop.reason)
                 self.save()
+                self.checkpointer.finish()
                 return "preempted"
+        self.checkpointer.finish()
         return "finished"
 
     def save(self) -> None:
-        """Write a checkpoint of this moment; collective."""
+        """Begin a checkpoint of this moment; collective."""
         self.health.settle(self)
         self._next("saving")
         evidence = resume_evidence(self.engine)
@@ -106,9 +120,7 @@ class Trainer:
             "manifest_fingerprint": self.corpus.fingerprint,
             "config": self.config.model_dump(mode="json"),
         }
-        started = time.perf_counter()
         self.checkpointer.save(self.engine, state)
-        self.metrics.record("checkpoint/seconds", time.perf_counter() - started, "sum")
 
     def _next(self, doing: str) -> None:
         self.heartbeat.next(doing, self.progress.step)
@@ -125,7 +137,8 @@ class Trainer:
 
     def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches on this rank's device; the time that the loop waits for each is a metric."""
-        iterator = iter(batches)
+        with deaf_children():
+            iterator = iter(batches)
         while True:
             self._next("waiting for data")
             started = time.perf_counter()
@@ -155,11 +168,11 @@ class Trainer:
             DecodeFailures(config, self.progress.step),
             self.health,
             Logging(config.train.log_every_steps, self.progress.step),
-            Saving(config.checkpoint.every_steps, config.checkpoint.every_minutes),
+            Saving(config.checkpoint, config.train.log_every_steps),
         ]
 
-    def _restore(self) -> Progress:
-        state = self.checkpointer.restore(self.engine)
+    def _restore(self, checkpoints: Path) -> Progress:
+        state = restore(self.engine, checkpoints)
         if state is None:
             return Progress()
         refuse_other_run(state, self.config, self.corpus.fingerprint, self.folder)

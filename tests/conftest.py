@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.manifest import write_manifest
-from data_prep.shard import Sample, index_path, write_shard
-from pipeline.files import sha256_file
+from data_prep.manifest import shard_row, write_manifest
+from data_prep.shard import Sample, write_shard
 
 
 def image_bytes(number: int, size: int = 24, form: str = "PNG") -> bytes:
@@ -41,17 +40,7 @@ def write_corpus(
             samples.append(Sample(f"{number:032x}", content, "png", caption(number), metadata(number)))
             number += 1
         write_shard(path, samples)
-        rows.append(
-            {
-                "path": str(path.relative_to(folder)),
-                "samples": size,
-                "bytes": path.stat().st_size,
-                "sha256": sha256_file(path),
-                "index_sha256": sha256_file(index_path(path)),
-                "work_item": shard,
-                "attempt": 0,
-            }
-        )
+        rows.append(shard_row(folder, path, size, shard))
     write_manifest(folder, rows, {"title": "noise"})
     return folder
 

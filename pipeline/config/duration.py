@@ -6,16 +6,25 @@ import math
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 _FORM = re.compile(r"([0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*(step|sample|epoch)s?")
 
 
 def steps_of(duration: str, global_batch_size: int, samples_per_epoch: int) -> int:
     """Optimizer steps of a Duration, rounded down; one epoch is `samples_per_epoch`."""
-    amount, unit = _parts(duration)
-    samples = {"step": global_batch_size, "sample": 1, "epoch": samples_per_epoch}[unit] * amount
+    samples = _samples(duration, global_batch_size, samples_per_epoch)
     return math.floor(samples / global_batch_size + 1e-9)  # 0.1 * 30 is a little less than 3
+
+
+def multiples(duration: str, steps: int, global_batch_size: int, samples_per_epoch: int) -> int:
+    """How many times a Duration, which is not 0, has gone by after `steps`."""
+    return math.floor(steps * global_batch_size / _samples(duration, global_batch_size, samples_per_epoch) + 1e-9)
+
+
+def _samples(duration: str, global_batch_size: int, samples_per_epoch: int) -> float:
+    amount, unit = _parts(duration)
+    return {"step": global_batch_size, "sample": 1, "epoch": samples_per_epoch}[unit] * amount
 
 
 def _checked(value: Any) -> str:
@@ -29,6 +38,12 @@ def _checked(value: Any) -> str:
     return f"{int(amount) if whole else amount} {unit}s"
 
 
+def _not_zero(duration: str) -> str:
+    if _parts(duration)[0] == 0:
+        raise ValueError(f"{duration!r}: must be more than 0")
+    return duration
+
+
 def _parts(duration: str) -> tuple[float, str]:
     match = _FORM.fullmatch(duration)
     if match is None:
@@ -40,3 +55,4 @@ def _parts(duration: str) -> tuple[float, str]:
 
 
 Duration = Annotated[str, BeforeValidator(_checked)]
+Period = Annotated[Duration, AfterValidator(_not_zero)]  # for what comes again and again

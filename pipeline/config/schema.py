@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.config.duration import Duration
+from pipeline.config.duration import Duration, Period
 
 Symptom = Literal[
     "tau_at_bound",
@@ -217,11 +217,15 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to save, and how many complete tags to keep."""
+    """When to save, what stays, what happens when the disk does not take it, and how long a stop may last."""
 
-    every_steps: int | None = Field(None, ge=1)
-    every_minutes: float | None = Field(30, gt=0)
-    keep: int = Field(2, ge=1)
+    every: Period | None = None  # "500 steps", "1e6 samples", "0.5 epochs"
+    every_minutes: float | None = Field(30, gt=0)  # looked at on the steps that are logged
+    keep: int = Field(2, ge=1)  # the newest so many complete tags ...
+    keep_every: Period | None = None  # ... and, for ever, the first one at or after each multiple of this
+    background: bool = True  # write while training goes on, from a copy in host memory
+    on_failure: Literal["stop", "continue"] = "stop"  # continue: warn, and try again at the next save
+    stop_within_seconds: float = Field(600, gt=0)  # after a signal; then the process is forced out
 
 
 class DiagnosticsConfig(Section):

@@ -14,6 +14,8 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_prep.manifest import ShardFile
@@ -22,14 +24,29 @@ from pipeline.files import sha256_file
 from pipeline.locks import is_held, taking_turns
 from pipeline.storage import download
 
+STREAMS = 8  # shards that a process fetches at once
 FETCHES = 2  # of a shard whose content is not what the manifest says
 
 
 class ShardCache:
-    """limit_bytes: of all shards together, those on their way included. The folder must be one of this machine."""
+    """limit_bytes: of all shards together, those on their way included. The folder must be one of this machine.
+
+    Raises UserError when the folder cannot be made.
+    """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"loader.cache: {folder} cannot be made ({error.strerror}): give another folder") from error
+
+    def fetch(self, shards: Sequence[ShardFile]) -> None:
+        """Fetch those of `shards` that are not here, several at a time. Raises as `read`."""
+        missing = {shard.sha256: shard for shard in shards if not self._has(shard)}
+        if missing:
+            with ThreadPoolExecutor(STREAMS) as pool:
+                list(pool.map(self._fetch, missing.values()))
 
     def read(self, shard: ShardFile, start: int, stop: int) -> bytes:
         """Bytes start to stop of a shard, which is fetched if it is not here.
@@ -50,6 +67,12 @@ class ShardCache:
                 os.close(descriptor)
             self._fetch(shard)
 
+    def _has(self, shard: ShardFile) -> bool:
+        try:
+            return _is_sealed(self._path(shard).stat(), shard)
+        except FileNotFoundError:
+            return False
+
     def _path(self, shard: ShardFile) -> Path:
         return self.folder / f"{shard.sha256}.tar"
 
@@ -59,7 +82,7 @@ class ShardCache:
     def _fetch(self, shard: ShardFile) -> None:
         path = self._path(shard)
         with taking_turns(self._lock(shard.sha256)):
-            if path.exists() and _is_sealed(path.stat(), shard):
+            if self._has(shard):
                 return  # another process was faster
             path.unlink(missing_ok=True)
             partial = path.with_suffix(f".{shard.bytes}.partial")

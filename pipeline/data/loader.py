@@ -83,16 +83,16 @@ class Corpus(Dataset):
 
     def __getitems__(self, positions: list[int]) -> Batch:
         shards, rows = self.order.locate(np.asarray(positions))
-        return self._batch(positions, list(zip(shards.tolist(), rows.tolist(), strict=True)))
+        return self._batch(positions, list(zip(shards.tolist(), rows.tolist(), strict=True)), keep=True)
 
     def by_sample_index(self, indices: np.ndarray) -> Batch:
         """(n,) sample indices -> a batch whose crops depend on the index alone: for a fixed reference subset."""
-        return self._batch(indices.tolist(), [self.reader.locate(int(index)) for index in indices])
+        return self._batch(indices.tolist(), [self.reader.locate(int(index)) for index in indices], keep=False)
 
-    def _batch(self, keys: list[int], places: list[tuple[int, int]]) -> Batch:
-        """keys: what the random draws of each sample belong to. places: shards and rows."""
+    def _batch(self, keys: list[int], places: list[tuple[int, int]], keep: bool) -> Batch:
+        """keys: what the random draws of each sample belong to. places: shards and rows. keep: in the cache."""
         failures: Counter[str] = Counter()
-        found = self.reader.read(places)
+        found = self.reader.read(places, keep)
         samples = [self._sample(*sample, failures) for sample in zip(keys, places, found, strict=True)]
         images, captions, index, passed = zip(*samples, strict=True)
         return Batch(

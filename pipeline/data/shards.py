@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,10 @@ from data_prep.manifest import Manifest, ShardFile
 from data_prep.shard import StoredSample, index_name, read_index, sample_range
 from pipeline.data.cache import ShardCache
 from pipeline.errors import UserError
-from pipeline.storage import Range, is_url, read_bytes, read_ranges
+from pipeline.storage import Range, is_url, read_ranges
 
 OPEN_SHARDS = 256  # indices, and file descriptors, held per process
+Place = tuple[int, int]  # shard, row
 
 
 @dataclass
@@ -53,69 +54,82 @@ class ShardReader:
         """The sample's stable number among those of all corpora."""
         return int(self.first_sample_index[shard]) + row
 
-    def locate(self, sample_index: int) -> tuple[int, int]:
+    def locate(self, sample_index: int) -> Place:
         """(shard, row) of a sample index: the inverse of `sample_index`."""
         shard = int(np.searchsorted(self.first_sample_index, sample_index, side="right")) - 1
         return shard, sample_index - int(self.first_sample_index[shard])
 
-    def read(self, places: Sequence[tuple[int, int]]) -> list[StoredSample]:
-        """The samples at (shard, row); those of one network at once.
+    def read(self, places: Sequence[Place], keep: bool = True) -> list[StoredSample]:
+        """The samples at `places`; what comes from a network is requested at once.
 
+        keep: read remote shards by way of the cache, where there is one; not for a few samples of many shards.
         Raises UserError when a shard is missing, or is not what its manifest says.
         """
+        samples: list[StoredSample] = []
         try:
-            return self._read(places)
+            for start in range(0, len(places), OPEN_SHARDS):
+                samples += self._read(places[start : start + OPEN_SHARDS], self.cache if keep else None)
         except FileNotFoundError as error:
             raise UserError(
                 f"{error.filename} is missing, though the manifest lists its shard: "
                 "restore it, or run `data-prep verify NAME --again` and `data-prep manifest NAME`"
             ) from error
+        return samples
 
-    def _read(self, places: Sequence[tuple[int, int]]) -> list[StoredSample]:
-        entries: list[np.void] = []
-        ranges: list[Range] = []
+    def _read(self, places: Sequence[Place], cache: ShardCache | None) -> list[StoredSample]:
+        shards = self._opened([shard for shard, _ in places])
+        if cache is not None:
+            cache.fetch([shard.file for shard in shards if shard.descriptor is None])
+        spans = [
+            sample_range(shard.index, row, shard.file.bytes) for shard, (_, row) in zip(shards, places, strict=True)
+        ]
         contents: dict[int, bytes] = {}
-        for number, (shard, row) in enumerate(places):
-            opened = self._shard(shard)
-            start, stop = sample_range(opened.index, row, opened.file.bytes)
-            entries.append(opened.index[row])
-            ranges.append(Range(opened.file.path, start, stop))
-            if opened.descriptor is not None:
-                contents[number] = os.pread(opened.descriptor, stop - start, start)
-            elif self.cache is not None:
-                contents[number] = self.cache.read(opened.file, start, stop)
-        if remote := [number for number in range(len(places)) if number not in contents]:
-            contents.update(zip(remote, read_ranges([ranges[number] for number in remote]), strict=True))
-        for number, (url, start, stop) in enumerate(ranges):
+        remote: dict[int, Range] = {}
+        for number, (shard, (start, stop)) in enumerate(zip(shards, spans, strict=True)):
+            if shard.descriptor is not None:
+                contents[number] = os.pread(shard.descriptor, stop - start, start)
+            elif cache is not None:
+                contents[number] = cache.read(shard.file, start, stop)
+            else:
+                remote[number] = Range(shard.file.path, start, stop)
+        contents.update(zip(remote, read_ranges(list(remote.values())), strict=True))
+        for number, (start, stop) in enumerate(spans):
             if len(contents[number]) != stop - start:
-                raise _damaged(url, f"gave {len(contents[number])} bytes where {stop - start} should be")
-        return [StoredSample(contents[number], entry) for number, entry in enumerate(entries)]
+                problem = f"gave {len(contents[number])} bytes where {stop - start} should be"
+                raise _damaged(shards[number].file.path, problem)
+        return [StoredSample(contents[n], shards[n].index[row]) for n, (_, row) in enumerate(places)]
 
-    def _shard(self, shard: int) -> _OpenShard:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
-        file = self.shard(shard)
-        opened = _open_url(file) if is_url(file.path) else _open_file(file)
-        if len(opened.index) != file.samples:
-            raise _damaged(index_name(file.path), f"lists {len(opened.index)} samples, the manifest {file.samples}")
-        if len(self._open) >= OPEN_SHARDS:
+    def _opened(self, numbers: Sequence[int]) -> list[_OpenShard]:
+        """At most OPEN_SHARDS of them."""
+        for number, opened in _open([(n, self.shard(n)) for n in dict.fromkeys(numbers) if n not in self._open]):
+            if len(opened.index) != opened.file.samples:
+                problem = f"lists {len(opened.index)} samples, the manifest {opened.file.samples}"
+                raise _damaged(index_name(opened.file.path), problem)
+            self._open[number] = opened
+        for number in numbers:
+            self._open.move_to_end(number)
+        while len(self._open) > OPEN_SHARDS:
             _, oldest = self._open.popitem(last=False)
             if oldest.descriptor is not None:
                 os.close(oldest.descriptor)
-        self._open[shard] = opened
-        return opened
+        return [self._open[number] for number in numbers]
 
 
-def _open_file(file: ShardFile) -> _OpenShard:
-    return _OpenShard(file, read_index(file.path), os.open(file.path, os.O_RDONLY))
+def _open(wanted: Sequence[tuple[int, ShardFile]]) -> Iterator[tuple[int, _OpenShard]]:
+    """Shards by number, with their indices; the indices of a network are requested at once."""
+    remote = [(number, file) for number, file in wanted if is_url(file.path)]
+    contents = read_ranges([Range(index_name(file.path)) for _, file in remote])
+    for (number, file), content in zip(remote, contents, strict=True):
+        yield number, _OpenShard(file, _index(file, content), None)
+    for number, file in wanted:
+        if not is_url(file.path):
+            yield number, _OpenShard(file, read_index(file.path), os.open(file.path, os.O_RDONLY))
 
 
-def _open_url(file: ShardFile) -> _OpenShard:
-    content = read_bytes(index_name(file.path))
+def _index(file: ShardFile, content: bytes) -> np.ndarray:
     if hashlib.sha256(content).hexdigest() != file.index_sha256:
         raise _damaged(index_name(file.path), "is not what the manifest says (sha256)")
-    return _OpenShard(file, np.load(io.BytesIO(content)), None)
+    return np.load(io.BytesIO(content))
 
 
 def _damaged(path: str, problem: str) -> UserError:

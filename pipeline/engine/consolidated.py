@@ -9,14 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import Tensor
 
+from pipeline.engine.safe_loading import loading
 from pipeline.errors import UserError
 
 
@@ -34,10 +32,11 @@ def consolidated(tag_folder: Path) -> dict[str, LazyTensor]:
 
     Raises UserError for files that are not such a checkpoint's.
     """
+    whole = tag_folder / "mp_rank_00_model_states.pt"
     try:
-        whole = tag_folder / "mp_rank_00_model_states.pt"
-        return _whole(_load(whole)["module"]) if whole.is_file() else _partitioned(tag_folder)
-    except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ValueError, UnpicklingError) as error:
+        with loading(tag_folder):
+            return _whole(_load(whole)["module"]) if whole.is_file() else _partitioned(tag_folder)
+    except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{tag_folder} is no checkpoint of this program: {reason}") from error
 
@@ -101,5 +100,4 @@ def _by_rank(tag_folder: Path, kind: str) -> list[Path]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum]):
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)

@@ -7,6 +7,7 @@ has nothing of a parameter, as of tau, does not go from stage 2 to 3, and after 
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def convert(tag_folder: Path, out: Path) -> None:
     """Write the per-parameter files of a checkpoint of stage 1 to 3. Raises UserError when DeepSpeed's tool fails."""
-    tool = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    tool = [sys.executable, "-m", "pipeline.engine.converter", "--inject_missing_state"]
     workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
     done = subprocess.run(
         [*tool, "--input_folder", str(tag_folder), "--output_folder", str(out), *workers],
@@ -34,11 +35,17 @@ def convert(tag_folder: Path, out: Path) -> None:
         text=True,
     )
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(
-            f"{tag_folder} cannot be converted for another number of ranks or ZeRO stage: {reason}. Resume with those "
-            "that it was saved with"
+            f"{tag_folder} cannot be converted for another number of ranks or ZeRO stage: {_reason(done.stderr)}. "
+            "Resume with those that it was saved with"
         )
+
+
+def _reason(stderr: str) -> str:
+    """The message of the last exception, or the last line."""
+    lines = stderr.strip().splitlines() or ["it said nothing"]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception):", line)]
+    return (errors or lines)[-1]
 
 
 def load_converted(engine: TrainEngine, converted: Path, tag_folder: Path, updates: int) -> None:

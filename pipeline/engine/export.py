@@ -16,9 +16,9 @@ import torch
 
 from pipeline.config.loader import parse
 from pipeline.config.schema import RunConfig
-from pipeline.engine.checkpoint import complete_tags, find_damage
 from pipeline.engine.consolidated import LazyTensor, consolidated
 from pipeline.engine.safetensors_stream import write_safetensors
+from pipeline.engine.tags import complete_tags, find_damage
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, read_json, sha256_file, write_json
 from pipeline.models.two_tower import WEIGHTS_FILE, open_clip_config, write_model_config

@@ -19,13 +19,17 @@ from pipeline.collectives import all_reduce, own_slice
 from pipeline.errors import UserError
 
 
-def save_tables(folder: Path, tables: Mapping[str, Tensor]) -> None:
-    """Write this rank's rows of each table; collective. tables: by name, the same names on every rank, (n, ...)."""
+def table_files(tables: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Copies of this rank's rows of each table, by file name; collective.
+
+    tables: by name, the same names on every rank, (n, ...).
+    """
+    files = {}
     for name, rows in tables.items():
         own = own_slice(_total_rows(rows))
         if own.stop > own.start:  # an empty slice would take the next one's file name
-            folder.mkdir(parents=True, exist_ok=True)
-            np.save(_path(folder, name, own.start), rows.cpu().numpy())
+            files[_file_name(name, own.start)] = rows.to("cpu", copy=True).numpy()
+    return files
 
 
 def load_tables(folder: Path, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -48,7 +52,7 @@ def load_tables(folder: Path, tables: Mapping[str, Tensor]) -> dict[str, Tensor]
 def _load(folder: Path, name: str, starts: list[int], allocated: Tensor) -> Tensor:
     total = _total_rows(allocated)
     own = own_slice(total)
-    last = _map(_path(folder, name, starts[-1]))
+    last = _map(folder / _file_name(name, starts[-1]))
     saved_total = starts[-1] + last.shape[0]
     if starts[0] != 0 or saved_total != total or last.shape[1:] != allocated.shape[1:]:
         raise UserError(
@@ -60,7 +64,7 @@ def _load(folder: Path, name: str, starts: list[int], allocated: Tensor) -> Tens
         first, end = max(start, own.start), min(stop, own.stop)
         if first >= end:
             continue
-        path = _path(folder, name, start)
+        path = folder / _file_name(name, start)
         part = _map(path)
         if part.shape[0] != stop - start:
             raise UserError(
@@ -73,15 +77,15 @@ def _load(folder: Path, name: str, starts: list[int], allocated: Tensor) -> Tens
 
 def _map(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path} is not a whole .npy file ({error}): restore it from a copy, or resume from an older checkpoint"
         ) from error
 
 
-def _path(folder: Path, name: str, first_row: int) -> Path:
-    return folder / f"{name}.{first_row}.npy"
+def _file_name(name: str, first_row: int) -> str:
+    return f"{name}.{first_row}.npy"
 
 
 def _total_rows(rows: Tensor) -> int:

@@ -7,7 +7,7 @@ QUICK = (
     "train.epochs=6",
     "train.global_batch_size=64",
     "optimizer.warmup=10",
-    "checkpoint.every_steps=10",
+    "checkpoint.every=10",
     "diagnostics.every_steps=20",
     "diagnostics.reference_samples=128",
 )

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pipeline.errors import UserError
 from pipeline.launch.children import end, last_line, start
 from pipeline.launch.paths import RunPaths
+from pipeline.launch.stop_signal import raise_if_stopped
 
 START_SECONDS = 60
 POLL_SECONDS = 0.1
@@ -46,6 +47,7 @@ def image_server(paths: RunPaths) -> Iterator[Callable[[], None]]:
             if time.monotonic() > deadline:
                 raise UserError(f"the image server did not start within {START_SECONDS} s: see {log}")
             time.sleep(POLL_SECONDS)
+            raise_if_stopped()
         yield check
     finally:
         end([process])

@@ -21,7 +21,7 @@ from pipeline.launch.outcome import stage_artifacts, stage_metrics
 from pipeline.launch.paths import RunPaths
 from pipeline.launch.plan import freeze
 from pipeline.launch.stages import Stage, build_stages
-from pipeline.launch.stop_signal import ended_by_signal, held
+from pipeline.launch.stop_signal import ended_by_signal, held, raise_if_stopped
 from pipeline.locks import exclusive
 from pipeline.tracking.run_tree import RunTree
 
@@ -57,6 +57,7 @@ def _run_stages(paths: RunPaths, stages: list[Stage], jobs: int) -> None:
     tree = RunTree(paths.root, paths.config)
     with Display(stages) as display:
         for stage in stages:
+            raise_if_stopped()
             todo = _todo(paths, stage)
             if not todo:
                 display.skip(stage.name)
@@ -96,6 +97,7 @@ def _run_elements(
                 with held():  # until the child is among those that `end` ends
                     running.append(_start(paths, stage, waiting.pop()))
             time.sleep(POLL_SECONDS)
+            raise_if_stopped()
             display.update(stage.name, last_line(running[-1].log))
             ended = [e for e in running if e.process.poll() is not None]
             check()

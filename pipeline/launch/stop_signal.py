@@ -43,6 +43,16 @@ def held() -> Iterator[None]:
         raise Stopped(_received[0])
 
 
+def raise_if_stopped() -> None:
+    """Raise what a signal raised before, for loops that wait.
+
+    Python drops an exception that is raised in a `__del__`, a weak reference's callback or a C library's: the stop
+    would be lost, and no further signal is listened to.
+    """
+    if _received:
+        raise Stopped(_received[0])
+
+
 def _stop(number: int, frame: object) -> None:
     _received.append(signal.Signals(number).name)
     # A second one must not break off what the first has begun: children that are saving.

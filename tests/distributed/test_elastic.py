@@ -11,7 +11,7 @@ import torch
 
 from pipeline.config.schema import RunConfig
 from pipeline.distributed import rank
-from pipeline.engine.checkpoint import complete_tags
+from pipeline.engine.tags import complete_tags
 from pipeline.errors import UserError
 from pipeline.tracking.base import NullTracker
 from pipeline.trainer import Trainer

@@ -76,9 +76,9 @@ class Malice:
 def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"module": Malice()}, tmp_path / name)
-    with pytest.raises(UserError, match="is no checkpoint of this program"):
+    with pytest.raises(UserError, match=r"no checkpoint of this program|could run code"):
         consolidated(tmp_path)
     (tmp_path / name).write_bytes(pickle.dumps(Malice()))
-    with pytest.raises(UserError, match="is no checkpoint of this program"):
+    with pytest.raises(UserError, match=r"no checkpoint of this program|could run code"):
         consolidated(tmp_path)
     assert not (tmp_path / "malice-was-here").exists()

@@ -19,10 +19,10 @@ from pipeline.config.loader import load_recipe
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Corpus, StepPositions, build_loader
 from pipeline.distributed import World, rank, world_size
-from pipeline.engine.checkpoint import complete_tags
 from pipeline.engine.export import export
 from pipeline.engine.optimizer import build_optimizer
 from pipeline.engine.schedule import build_schedule
+from pipeline.engine.tags import complete_tags
 from pipeline.engine.train_module import TrainModule
 from pipeline.errors import UserError
 from pipeline.models.two_tower import build_tokenizer, build_two_tower, load_exported
@@ -50,7 +50,7 @@ def config_of(corpus: Path, *overrides: str) -> RunConfig:
         "loader.workers=0",
         "objectives.neuclip.npn={prototypes: 16, restart_every: 3, inner_steps: 2}",
         "diagnostics={every_steps: 4, reference_samples: 40}",
-        "checkpoint.every_steps=3",
+        "checkpoint.every=36 samples",
         "temperature.lr=0.01",
         "tracking.mlflow=false",
     )
@@ -320,6 +320,6 @@ def diverge(config: RunConfig, folder: Path) -> str:
 
 
 def test_a_run_that_is_not_finite_stops_before_it_is_saved(noise_corpus: Path, tmp_path: Path) -> None:
-    (said,) = run_ranks(1, diverge, config_of(noise_corpus, "checkpoint.every_steps=1"), tmp_path)
+    (said,) = run_ranks(1, diverge, config_of(noise_corpus, "checkpoint.every=1"), tmp_path)
     assert re.match(r"step 1: train/(loss|grad_norm) is nan", said)
     assert not (tmp_path / "train/checkpoints").exists()

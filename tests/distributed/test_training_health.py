@@ -135,7 +135,7 @@ def runs(noise_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
     common = (
         "train.log_every_steps=2",
         "diagnostics={every_steps: 2, reference_samples: 40}",
-        "checkpoint.every_steps=8",
+        "checkpoint.every=8",
     )
     # Reaching the floor from above: the optimizer, not the start, brings tau there.
     ill = (

@@ -241,8 +241,8 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 def samples(corpus: Path) -> Iterator[tuple[dict, bytes, str]]:
     """Metadata, image and caption of every published sample, by way of the index, and the tar's own JSON."""
     manifest = read_manifest(corpus)
-    for shard in range(len(manifest.paths)):
-        path = manifest.shard_path(shard)
+    for shard in range(len(manifest.samples)):
+        path = manifest.shard(shard).path
         with tarfile.open(path) as tar:
             members = {member.name: tar.extractfile(member).read() for member in tar}
         metadata = [json.loads(content) for name, content in members.items() if name.endswith(".json")]
@@ -381,9 +381,9 @@ def assert_same_corpus(root: Path, reference: Path) -> None:
     ours, theirs = read_manifest(root / "web"), read_manifest(reference / "web")
     assert (root / "web/manifest.json").read_bytes() == (reference / "web/manifest.json").read_bytes()
     assert (root / "web/manifest.parquet").read_bytes() == (reference / "web/manifest.parquet").read_bytes()
-    assert ours.paths == theirs.paths
-    for shard in range(len(ours.paths)):
-        assert sha256_file(ours.shard_path(shard)) == sha256_file(theirs.shard_path(shard))
+    assert ours.table["path"] == theirs.table["path"]
+    for shard in range(len(ours.samples)):
+        assert sha256_file(ours.shard(shard).path) == sha256_file(theirs.shard(shard).path)
     assert not list(root.rglob("*.tmp"))
     assert {p.name for p in (root / "web/shards").iterdir()} == {p.name for p in (reference / "web/shards").iterdir()}
 

@@ -256,6 +256,14 @@ def test_an_index_that_is_not_the_manifests_is_refused(server: Server, tmp_path:
         reader.read([(0, 0)])
 
 
+def test_an_index_of_other_length_than_the_manifest_says_is_refused(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path, [5])
+    index = folder / "shards" / "00000-000.index.npy"
+    np.save(index, np.load(index)[:4])
+    with pytest.raises(UserError, match=r"index\.npy lists 4 samples, the manifest 5"):
+        Corpus(LoaderConfig(manifest=str(folder)), 0, 16, tokens).by_sample_index(np.array([0]))
+
+
 def test_a_shard_cut_short_is_a_message(server: Server, tmp_path: Path) -> None:
     server.folder = write_corpus(tmp_path, [5])
     shard = tmp_path / "shards" / "00000-000.tar"
@@ -398,6 +406,27 @@ def test_other_content_under_the_url_is_refused(server: Server, tmp_path: Path) 
     with pytest.raises(UserError, match=rf"{shard.path} is not what the manifest says"):
         ShardCache(cache, 10**9).read(shard, 0, 1)
     assert not [path for path in cache.iterdir() if path.is_file()]
+
+
+def test_a_reference_subset_does_not_fill_the_cache(server: Server, tmp_path: Path) -> None:
+    """1,024 samples of 1,024 shards would fetch them all, for one image each."""
+    corpus = Corpus(LoaderConfig(manifest=server.url, cache=str(tmp_path)), 0, 16, tokens)
+    assert corpus.by_sample_index(np.array([3, 100, 202])).sample_index.tolist() == [3, 100, 202]
+    assert server.whole_shards() == []
+
+
+def test_a_batch_of_more_shards_than_are_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.shards.OPEN_SHARDS", 3)
+    folder = write_corpus(tmp_path, [2] * 9)
+    corpus = Corpus(LoaderConfig(manifest=str(folder)), 0, 16, tokens)
+    for _ in range(2):
+        assert corpus.by_sample_index(np.arange(18)[::-1].copy()).tokens.squeeze(1).tolist() == list(range(18))[::-1]
+
+
+def test_a_folder_that_cannot_be_made_says_so(noise_corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"loader\.cache: .*file cannot be made"):
+        Corpus(LoaderConfig(manifest=str(noise_corpus), cache=str(tmp_path / "file")), 0, 16, tokens)
 
 
 def test_a_cache_smaller_than_a_shard_says_so(server: Server, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,31 @@ def test_undecodable_samples_are_replaced_by_the_next_and_counted(tmp_path: Path
     assert batch.sample_index.tolist() == expected
     assert batch.tokens.squeeze(1).tolist() == expected
     assert batch.failures.total() == 4  # 3 meets 4 on its way to 5
+
+
+def test_failures_and_their_replacements_are_the_same_for_any_ranks_and_workers(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path, [20, 13], broken=(3, 4, 19, 27))
+
+    def seen(ranks: int, workers: int) -> tuple[torch.Tensor, Counter[str]]:
+        """Sample indices of two epochs in run position order, and failures by cause."""
+        config = LoaderConfig(manifest=str(folder), lanes=4, workers=workers)
+        loaders = [
+            build_loader(corpus_of(folder), StepPositions(6, rank, ranks, 0, 11), config, pin_memory=False)
+            for rank in range(ranks)
+        ]
+        steps = list(zip(*loaders, strict=True))
+        index = torch.cat([torch.stack([batch.sample_index for batch in step], 1).flatten() for step in steps])
+        return index, sum((batch.failures for step in steps for batch in step), Counter())
+
+    index, failures = seen(1, 0)
+    for ranks, workers in ((2, 2), (3, 0)):
+        again, counted = seen(ranks, workers)
+        assert torch.equal(again, index)
+        assert counted == failures
+    assert failures == {"UnidentifiedImageError": 10}  # in each epoch 4, and once more for 3, which meets 4
+    assert Counter(index.tolist()) == {
+        i: 6 if i == 5 else 4 if i in (0, 28) else 2 for i in range(33) if i not in (3, 4, 19, 27)
+    }
 
 
 def test_a_corpus_without_one_image_says_so(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.launch.stop_signal import ended_by_signal, held
+from pipeline.launch.stop_signal import ended_by_signal, held, raise_if_stopped
 
 
 def stopped_while_held(reached: list[str]) -> None:
@@ -17,6 +17,21 @@ def stopped_while_held(reached: list[str]) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             reached.append("inside")
         reached.append("after")
+
+
+class Unlucky:
+    """What is raised in a `__del__` is dropped."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped_where_exceptions_are_dropped(reached: list[str]) -> None:
+    with ended_by_signal():
+        Unlucky()
+        reached.append("after")
+        raise_if_stopped()
+        reached.append("never")
 
 
 def stopped_twice(cleaned: list[str]) -> None:
@@ -42,3 +57,11 @@ def test_a_second_signal_does_not_interrupt_the_clean_up() -> None:
         stopped_twice(cleaned)
     assert cleaned == ["up"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_python_dropped_is_not_lost() -> None:
+    reached: list[str] = []
+    with pytest.raises(UserError, match="stopped by SIGTERM"):
+        stopped_where_exceptions_are_dropped(reached)
+    assert reached == ["after"]

@@ -149,9 +149,9 @@ def test_every_row_ends_with_one_outcome(toy: tuple[Corpus, Plan, list[Entry]]) 
     assert summary["ok"] == summary["samples"] == ROWS - len(special)
     names = []
     manifest = read_manifest(corpus.folder)
-    for shard in range(len(manifest.paths)):
-        assert len(read_index(manifest.shard_path(shard))) == manifest.samples[shard]
-        with tarfile.open(manifest.shard_path(shard)) as tar:
+    for shard in range(len(manifest.samples)):
+        assert len(read_index(manifest.shard(shard).path)) == manifest.samples[shard]
+        with tarfile.open(manifest.shard(shard).path) as tar:
             names += [name for name in tar.getnames() if name.endswith(("jpg", "png", "webp"))]
     assert names == sorted(names)
     assert f"{rows[1]['uid']}.png" in names
