@@ -56,8 +56,8 @@ def _fit(trainer: Trainer, world: World, run_dir: Path) -> int:
     status: Status = "failed"
     try:
         status = trainer.fit(tracker)
-    finally:
         trainer.heartbeat.next("closing the tracker", trainer.progress.step)
+    finally:
         tracker.close(status)
     if status == "preempted":
         if world.rank == 0:

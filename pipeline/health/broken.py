@@ -8,16 +8,18 @@ import torch.distributed as dist
 
 from pipeline.errors import UserError
 
+# A launcher that ends a job for the sake of one rank sends SIGTERM to the loader workers of the others, too.
 _LOST = re.compile(
     "connection (closed|reset) by peer|connection was likely closed|broken pipe|socket closed|pair closure"
-    "|timed out waiting|remote process exited|watchdog caught collective operation timeout",
+    "|killed by signal: terminated|timed out waiting|remote process exited"
+    "|watchdog caught collective operation timeout",
     re.IGNORECASE,
 )
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\.|exited)")
 
 
 def connection_is_lost(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank is not there any more."""
+    """Whether it failed because another rank is not there any more."""
     return isinstance(error, dist.DistError) or _LOST.search(str(error)) is not None
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from pipeline.health.heartbeat import Heartbeat, read_heartbeats
 from pipeline.health.suspects import EXIT_AGAIN, Suspects, find_suspects
 
 log = logging.getLogger(__name__)
-LONGEST_PERIOD_SECONDS = 5.0  # between two beats
+LONGEST_PERIOD_SECONDS = 3.0  # between two beats; torchrun leaves 30 s for last words
 
 
 _AGAIN = "The same command goes on from the newest checkpoint"
@@ -83,6 +84,7 @@ class Watchdog:
         try:
             yield
         except RuntimeError as error:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch raises again for every loader worker that ends
             known = self._peer_lost() if connection_is_lost(error) else worker_died(error)
             self._fail(known or error)
             if known is None:

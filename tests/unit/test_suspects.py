@@ -86,6 +86,7 @@ def test_other_errors_are_left_as_they_are() -> None:
     for text in ("CUDA out of memory", "mat1 and mat2 shapes cannot be multiplied"):
         assert worker_died(RuntimeError(text)) is None
         assert not connection_is_lost(RuntimeError(text))
+    assert connection_is_lost(RuntimeError("DataLoader worker (pid 12) is killed by signal: Terminated. "))
     assert connection_is_lost(RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:42"))
 
 
