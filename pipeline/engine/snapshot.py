@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ class _Catcher(CheckpointEngine):
         pass
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Folders come with the files."""
+        with suppress(OSError):  # one rank alone must not fail here; whoever writes will
+            Path(path).mkdir(parents=True, exist_ok=exist_ok)
 
     def save(self, state_dict: Any, path: str) -> None:
         self.caught[Path(path)] = _host_copy(state_dict)
@@ -91,7 +92,10 @@ class _Catcher(CheckpointEngine):
 
 @contextmanager
 def _writes_caught(engine: Any) -> Iterator[dict[Path, Any]]:
-    """Inside the block the DeepSpeed engine touches no disk; yields what it saved."""
+    """Inside the block the DeepSpeed engine writes no file; yields what it would have saved.
+
+    With one exception: state that it keeps on NVMe it copies to the checkpoint by itself.
+    """
     before, catcher = engine.checkpoint_engine, _Catcher()
     engine.checkpoint_engine = catcher
     engine._copy_recovery_script = lambda folder: None  # its own export script; ours is `neuclip export`

@@ -18,7 +18,7 @@ import torch
 
 from pipeline.config.schema import CheckpointConfig, RunConfig
 from pipeline.distributed import rank
-from pipeline.engine import background, checkpoint
+from pipeline.engine import background
 from pipeline.engine.checkpoint import Checkpointer
 from pipeline.engine.resume import restore
 from pipeline.engine.retention import Retention
@@ -71,18 +71,18 @@ def full(folder: Path) -> Iterator[None]:
     left = shutil.disk_usage(mount).free - 2 * MIB
     on_rank(0, "fallocate", "-l", str(left), str(mount / "ballast"))
     usage = shutil.disk_usage
-    checkpoint.shutil.disk_usage = lambda path: usage("/dev/shm")._replace(free=2**60)
+    shutil.disk_usage = lambda path: usage(path)._replace(free=2**60)
     yield
-    checkpoint.shutil.disk_usage = usage
+    shutil.disk_usage = usage
     on_rank(0, "rm", str(mount / "ballast"))
 
 
 @contextmanager
 def nearly_full(folder: Path) -> Iterator[None]:
     usage = shutil.disk_usage
-    checkpoint.shutil.disk_usage = lambda path: usage("/")._replace(free=3 * MIB)
+    shutil.disk_usage = lambda path: usage(path)._replace(free=3 * MIB)
     yield
-    checkpoint.shutil.disk_usage = usage
+    shutil.disk_usage = usage
 
 
 @contextmanager
