@@ -60,7 +60,7 @@ class Save:
             self._write()
             if self._rank == 0:
                 self._publish()
-        except (OSError, RuntimeError, UserError) as error:  # RuntimeError: what torch's writer makes of a full disk
+        except (OSError, UserError) as error:
             self.problem = f"rank {self._rank}: {error}"
             with suppress(OSError):
                 self.problem += f" ({free_bytes(self._folder) / 1e9:.3f} GB are free)"

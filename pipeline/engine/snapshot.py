@@ -51,16 +51,26 @@ def size(snapshot: Snapshot) -> int:
 
 
 def write(snapshot: Snapshot, folder: Path) -> None:
-    """One file for each entry. Raises OSError, or torch's RuntimeError, when the disk does not take it."""
+    """One file for each entry. Raises OSError when the disk does not take it."""
     for name, content in snapshot.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".pt":
-            torch.save(content, path)
+            _save_tensors(content, path)
         elif path.suffix == ".npy":
             np.save(path, content, allow_pickle=False)
         else:
             path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _save_tensors(content: Any, path: Path) -> None:
+    with open(path, "wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # "unexpected pos 576 vs 534": what torch makes of a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 class _Catcher(CheckpointEngine):

@@ -94,9 +94,9 @@ def read_only(folder: Path) -> Iterator[None]:
 
 Trouble = Callable[[Path], Any]
 SAYS: dict[Trouble, str] = {  # what a message must name
-    one_rank_may_not_write: "rank 1",
+    one_rank_may_not_write: "rank 1: [Errno 27] File too large",
     nearly_full: "are free",
-    full: "rank 0",
+    full: "rank 0: [Errno 28] No space left on device",
     read_only: "Read-only file system",
 }
 
