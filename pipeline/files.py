@@ -19,6 +19,12 @@ from typing import IO, Any
 from pipeline.errors import UserError
 
 
+def free_bytes(path: Path) -> int:
+    """Free on the file system that `path` is on, or will be on once it exists."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
 def fsync_folder(folder: Path) -> None:
     """Make renames and new entries in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.engine.snapshot import Snapshot, write
 from pipeline.engine.tags import is_sealed, publish, seal_part, temporary_folder
 from pipeline.errors import UserError
+from pipeline.files import free_bytes
 
 POLL_SECONDS = 0.05
 
@@ -58,8 +60,10 @@ class Save:
             self._write()
             if self._rank == 0:
                 self._publish()
-        except (OSError, RuntimeError, UserError) as error:  # RuntimeError: what torch's writer makes of a full disk
+        except (OSError, UserError) as error:
             self.problem = f"rank {self._rank}: {error}"
+            with suppress(OSError):
+                self.problem += f" ({free_bytes(self._folder) / 1e9:.3f} GB are free)"
         except Exception as error:
             self._bug = error
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pipeline.engine.retention import Retention
 from pipeline.engine.snapshot import size, take
 from pipeline.engine.tags import complete_tags, discard, remove, tag_of
 from pipeline.errors import UserError
+from pipeline.files import free_bytes
 from pipeline.tracking.metrics import MetricBuffer
 
 log = logging.getLogger(__name__)
@@ -124,11 +124,16 @@ class Checkpointer:
         """What is wrong, the same on every rank; collective."""
         own = torch.tensor([float(own_bytes)], dtype=torch.float64, device=self._world.device)
         needed = collectives.all_reduce(own, "sum").item()
+        problem = None
         if self._world.rank == 0:
-            existing = next(path for path in (self._folder, *self._folder.parents) if path.exists())
-            free = shutil.disk_usage(existing).free
-            problem = f"it needs {needed / 1e9:.3f} GB and {free / 1e9:.3f} GB are free" if free < needed else None
-        return collectives.broadcast_object(problem if self._world.rank == 0 else None)
+            try:
+                free = free_bytes(self._folder)
+            except OSError as error:
+                problem = str(error)
+            else:
+                if free < needed:
+                    problem = f"it needs {needed / 1e9:.3f} GB and {free / 1e9:.3f} GB are free"
+        return collectives.broadcast_object(problem)
 
     def _remove_superseded(self) -> None:
         for tag in self._retention.superseded(complete_tags(self._folder)):

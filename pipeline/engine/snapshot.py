@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +54,26 @@ def size(snapshot: Snapshot) -> int:
 
 
 def write(snapshot: Snapshot, folder: Path) -> None:
-    """One file for each entry. Raises OSError, or torch's RuntimeError, when the disk does not take it."""
+    """One file for each entry. Raises OSError when the disk does not take it."""
     for name, content in snapshot.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".pt":
-            torch.save(content, path)
+            _save_tensors(content, path)
         elif path.suffix == ".npy":
             np.save(path, content, allow_pickle=False)
         else:
             path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _save_tensors(content: Any, path: Path) -> None:
+    with open(path, "wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # "unexpected pos 576 vs 534": what torch makes of a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 class _Catcher(CheckpointEngine):
@@ -77,7 +87,8 @@ class _Catcher(CheckpointEngine):
         pass
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Folders come with the files."""
+        with suppress(OSError):  # one rank alone must not fail here; whoever writes will
+            Path(path).mkdir(parents=True, exist_ok=exist_ok)
 
     def save(self, state_dict: Any, path: str) -> None:
         self.caught[Path(path)] = _host_copy(state_dict)
@@ -94,7 +105,10 @@ class _Catcher(CheckpointEngine):
 
 @contextmanager
 def _writes_caught(engine: Any) -> Iterator[dict[Path, Any]]:
-    """Inside the block the DeepSpeed engine touches no disk; yields what it saved."""
+    """Inside the block the DeepSpeed engine writes no file; yields what it would have saved.
+
+    With one exception: state that it keeps on NVMe it copies to the checkpoint by itself.
+    """
     before, catcher = engine.checkpoint_engine, _Catcher()
     engine.checkpoint_engine = catcher
     engine._copy_recovery_script = lambda folder: None  # its own export script; ours is `neuclip export`

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,7 @@ def temporary_folder(folder: Path, tag: str) -> Path:
 
 def seal_part(temporary: Path, rank: int, names: list[str]) -> None:
     """Make one rank's files durable, then say so with their digests. names: paths within the tag."""
-    files: dict[str, Any] = {}
-    for name in names:
-        path = temporary / name
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())
-        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    files = {name: _made_durable(temporary / name) for name in names}
     for folder in {(temporary / name).parent for name in names}:
         fsync_folder(folder)
     write_json(_part(temporary, rank), files)
@@ -67,6 +63,9 @@ def publish(folder: Path, tag: str, ranks: int) -> None:
         part = _part(temporary, rank)
         files.update(read_json(part))
         part.unlink()
+    for path in temporary.rglob("*"):  # what DeepSpeed has put there by itself, as from NVMe
+        if path.is_file() and str(path.relative_to(temporary)) not in files:
+            files[str(path.relative_to(temporary))] = _made_durable(path)
     fsync_folder(temporary)
     shutil.rmtree(final, ignore_errors=True)  # an incomplete tag of the same name
     temporary.rename(final)
@@ -79,8 +78,9 @@ def publish(folder: Path, tag: str, ranks: int) -> None:
 def discard(folder: Path, tag: str) -> None:
     """Remove what is there of a tag that did not become complete."""
     shutil.rmtree(temporary_folder(folder, tag), ignore_errors=True)
-    if not (folder / tag / COMPLETE).exists():
-        shutil.rmtree(folder / tag, ignore_errors=True)
+    with suppress(OSError):  # the disk is not well
+        if not (folder / tag / COMPLETE).exists():
+            shutil.rmtree(folder / tag)
 
 
 def remove(folder: Path, tag: str) -> None:
@@ -134,6 +134,13 @@ def newest_whole(folder: Path) -> str | None:
             "remove the folder to start over"
         )
     return None
+
+
+def _made_durable(path: Path) -> dict[str, Any]:
+    """What COMPLETE says of a file, once that is on the disk."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def _part(temporary: Path, rank: int) -> Path:

@@ -18,7 +18,7 @@ import torch
 
 from pipeline.config.schema import CheckpointConfig, RunConfig
 from pipeline.distributed import rank
-from pipeline.engine import background, checkpoint
+from pipeline.engine import background
 from pipeline.engine.checkpoint import Checkpointer
 from pipeline.engine.resume import restore
 from pipeline.engine.retention import Retention
@@ -71,18 +71,18 @@ def full(folder: Path) -> Iterator[None]:
     left = shutil.disk_usage(mount).free - 2 * MIB
     on_rank(0, "fallocate", "-l", str(left), str(mount / "ballast"))
     usage = shutil.disk_usage
-    checkpoint.shutil.disk_usage = lambda path: usage("/dev/shm")._replace(free=2**60)
+    shutil.disk_usage = lambda path: usage(path)._replace(free=2**60)
     yield
-    checkpoint.shutil.disk_usage = usage
+    shutil.disk_usage = usage
     on_rank(0, "rm", str(mount / "ballast"))
 
 
 @contextmanager
 def nearly_full(folder: Path) -> Iterator[None]:
     usage = shutil.disk_usage
-    checkpoint.shutil.disk_usage = lambda path: usage("/")._replace(free=3 * MIB)
+    shutil.disk_usage = lambda path: usage(path)._replace(free=3 * MIB)
     yield
-    checkpoint.shutil.disk_usage = usage
+    shutil.disk_usage = usage
 
 
 @contextmanager
@@ -94,9 +94,9 @@ def read_only(folder: Path) -> Iterator[None]:
 
 Trouble = Callable[[Path], Any]
 SAYS: dict[Trouble, str] = {  # what a message must name
-    one_rank_may_not_write: "rank 1",
+    one_rank_may_not_write: "rank 1: [Errno 27] File too large",
     nearly_full: "are free",
-    full: "rank 0",
+    full: "rank 0: [Errno 28] No space left on device",
     read_only: "Read-only file system",
 }
 

@@ -118,6 +118,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     return {"steps": summary["steps"], "order": summary["order_digest"], "tag": tag.name, "tensors": tensors}
 
 
+@pytest.mark.slow
 @pytest.mark.storm
 @pytest.mark.timeout(3600)
 def test_forty_kills_change_nothing(noise_corpus: Path, tmp_path: Path) -> None:
