@@ -8,7 +8,7 @@ DEMO ?= demo
 # Where this is set, every process would compile torch and the rest anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast lint bench lock clean
+.PHONY: setup demo test test-fast storm lint bench lock clean
 
 setup: $(VENV)/.installed
 
@@ -24,7 +24,11 @@ demo: setup
 	$(BIN)/neuclip demo --workdir $(DEMO)
 
 test: setup lint
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile -m "not storm"
+
+# A run that is killed forty times; ten minutes of two cores.
+storm: setup
+	$(BIN)/pytest -m storm
 
 test-fast: setup lint
 	$(BIN)/pytest --numprocesses auto --dist loadfile -m "not slow"

@@ -199,16 +199,18 @@ def evaluate(model: Path, data: Path, out: Path, tasks: str, batch_size: int, wo
     """Evaluate an exported MODEL on tasks in DataComp's formats.
 
     A result that stands (same weights, task, data and code) is kept. A task that fails does not stop the others;
-    the command then ends with 2 and names it.
+    the command then ends with 2 and names it. The scores are added to MODEL's README.md.
     """
     from pipeline.evaluation.aggregate import aggregate
     from pipeline.evaluation.suite import evaluate
     from pipeline.launch.display import task_progress
+    from pipeline.models.model_card import write_card
 
     chosen: Any = tasks if tasks == "all" else tasks.split(",")
     with task_progress() as progress:
         evaluate(model, data, out, chosen, batch_size=batch_size, workers=workers, force=force, progress=progress)
     summary = aggregate(out, data, chosen)
+    write_card(model, summary)
     for task, entry in summary["scores"].items():
         click.echo(f"{task:32} {entry['main_metric']:24} {entry['score']:.4f}   chance {entry['chance']:.4f}")
     click.echo(f"{'average of ' + str(summary['tasks']):57} {summary['average']:.4f}")

@@ -34,6 +34,7 @@ def describe(config: RunConfig, ranks: int) -> str:
     sizes = cost.tower_sizes(towers)
     seen = steps * config.train.global_batch_size
     saved = cost.objective_state_bytes(config.objective, config, 1, samples)
+    checkpoint = cost.checkpoint_bytes(sizes.total, saved, averaged=config.train.ema_decay is not None)
     lines = [
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
         f"model        {config.model.name}: {sizes.total / 1e6:.1f} M parameters "
@@ -53,7 +54,7 @@ def describe(config: RunConfig, ranks: int) -> str:
         "objective    state per rank   sent per step and rank",
         *(_objective_line(name, config, ranks, samples) for name in REGISTRY),
         "",
-        f"checkpoint   {cost.checkpoint_bytes(sizes.total, saved) / GIB:.2f} GiB each, {config.checkpoint.keep} kept",
+        f"checkpoint   {checkpoint / GIB:.2f} GiB each, {config.checkpoint.keep} kept",
     ]
     return "\n".join(lines)
 

@@ -64,9 +64,9 @@ def gradient_bytes(parameters: int, stage: int, ranks: int) -> int:
     return round((3 if stage == 3 else 2) * FP32 * parameters * (ranks - 1) / ranks)
 
 
-def checkpoint_bytes(parameters: int, objective_state: int) -> int:
-    """Of one tag: weights, their flat copy and moments in fp32, and the objective's state, once."""
-    return 4 * FP32 * parameters + objective_state
+def checkpoint_bytes(parameters: int, objective_state: int, averaged: bool = False) -> int:
+    """Of one tag: weights, their flat copy and moments in fp32, perhaps their average, and the objective's state."""
+    return (5 if averaged else 4) * FP32 * parameters + objective_state
 
 
 def objective_state_bytes(name: str, config: RunConfig, ranks: int, samples_per_epoch: int) -> int:

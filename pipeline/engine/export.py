@@ -24,6 +24,7 @@ from pipeline.engine.tags import complete_tags, find_damage
 from pipeline.engine.weight_average import AVERAGE, Piece, SavedAverage
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, read_json, sha256_file, write_json
+from pipeline.models.model_card import PROVENANCE_FILE, write_card
 from pipeline.models.two_tower import WEIGHTS_FILE, open_clip_config, write_model_config
 from pipeline.objectives import objective_class
 
@@ -64,9 +65,8 @@ def export(checkpoint: Path, out: Path, which: Which = "auto") -> dict[str, Any]
         "weights": f"average, train.ema_decay={config.train.ema_decay}" if averaged else "last",
         "weights_sha256": sha256_file(out / WEIGHTS_FILE),
     }
-    with atomic_open(out / "README.md", "w") as stream:
-        stream.write(_model_card(provenance))
-    write_json(out / "export.json", provenance)
+    write_json(out / PROVENANCE_FILE, provenance)
+    write_card(out)
     return provenance
 
 
@@ -112,15 +112,3 @@ def _find_tag(checkpoint: Path) -> tuple[Path, str]:
     if problem is not None:
         raise UserError(f"{candidates[-1]} is damaged: {problem}. Name an older step-* folder instead.")
     return candidates[-1].parent, candidates[-1].name
-
-
-def _model_card(provenance: dict[str, Any]) -> str:
-    rows = "\n".join(f"| {key} | `{value}` |" for key, value in provenance.items())
-    return (
-        "---\nlibrary_name: open_clip\npipeline_tag: zero-shot-image-classification\n---\n\n"
-        f"# {provenance['recipe']}: {provenance['model']} trained with {provenance['objective']}\n\n"
-        "```python\nimport open_clip\n"
-        "model, _, preprocess = open_clip.create_model_and_transforms('local-dir:THIS_FOLDER')\n"
-        "tokenizer = open_clip.get_tokenizer('local-dir:THIS_FOLDER')\n```\n\n"
-        f"| | |\n|---|---|\n{rows}\n"
-    )

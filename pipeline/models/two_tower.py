@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from pipeline.config.schema import ModelConfig
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.models.model_card import PROVENANCE_FILE
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -211,5 +212,5 @@ def load_exported(folder: Path, device: torch.device) -> Exported:
 
 def _name(folder: Path) -> str:
     """What `neuclip export` called the model; of a folder from elsewhere, the folder's name."""
-    provenance = folder / "export.json"
+    provenance = folder / PROVENANCE_FILE
     return str(read_json(provenance)["model"]) if provenance.is_file() else folder.resolve().name
