@@ -77,12 +77,15 @@ class Trainer:
         """Train to the end, or until asked to stop; either way what was learned is saved."""
         self.tracker = tracker
         try:
-            return self._fit()
+            status = self._loop()
+            self._next("finishing the checkpoint")
+            self.checkpointer.finish()
         except BaseException:
             self.checkpointer.close()
             raise
+        return status
 
-    def _fit(self) -> Literal["finished", "preempted"]:
+    def _loop(self) -> Literal["finished", "preempted"]:
         callbacks = self._callbacks()
         self.health.recall(self.folder / METRICS, self.progress.step)
         stop = StopRequest(self.folder.parent, self.world, self.config.checkpoint.stop_within_seconds)
@@ -102,9 +105,7 @@ class Trainer:
             if self.progress.step < self.total_steps and stop.agreed():
                 log.warning("stopping at step %d: %s", self.progress.step, stop.reason)
                 self.save()
-                self.checkpointer.finish()
                 return "preempted"
-        self.checkpointer.finish()
         return "finished"
 
     def save(self) -> None:

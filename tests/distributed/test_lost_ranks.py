@@ -72,7 +72,7 @@ def life(config: RunConfig, run_dir: Path, kind: str) -> None:
 def run(corpus: Path, folder: Path, kind: str, *overrides: str) -> tuple[str, list[str]]:
     """(what the launcher said, the terminal of each rank)."""
     folder.mkdir()
-    settings = ("checkpoint.every_steps=2", "loader.workers=1", f"health.hang_seconds={HANG_SECONDS}")
+    settings = ("checkpoint.every=2 steps", "loader.workers=1", f"health.hang_seconds={HANG_SECONDS}")
     config = config_of(corpus, *settings, *overrides)
     with pytest.raises(RuntimeError) as caught:
         run_ranks(2, life, config, folder, kind, timeout_seconds=90, last_words_seconds=30)
