@@ -24,14 +24,14 @@ demo: setup
 	$(BIN)/neuclip demo --workdir $(DEMO)
 
 test: setup lint
-	$(BIN)/pytest --numprocesses auto --dist loadfile -m "not storm"
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not storm"
 
 # A run that is killed forty times; ten minutes of two cores.
 storm: setup
 	$(BIN)/pytest -m storm
 
 test-fast: setup lint
-	$(BIN)/pytest --numprocesses auto --dist loadfile -m "not slow"
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -135,7 +135,7 @@ def _open(wanted: Sequence[tuple[int, ShardFile]]) -> Iterator[tuple[int, _OpenS
 def _index(file: ShardFile, content: bytes) -> np.ndarray:
     if hashlib.sha256(content).hexdigest() != file.index_sha256:
         raise _damaged(index_name(file.path), "is not what the manifest says (sha256)")
-    return np.load(io.BytesIO(content))
+    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def _damaged(path: str, problem: str) -> UserError:
