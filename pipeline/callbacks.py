@@ -179,7 +179,7 @@ class Saving:
             if math.isfinite(self._every_seconds):
                 due = collectives.broadcast_object(time.monotonic() - self._last >= self._every_seconds)
         if due:
-            trainer.save()
+            trainer.save(last=step == trainer.total_steps)
             self._last = time.monotonic()
 
     def _period_ends(self, trainer: Trainer, step: int) -> bool:

@@ -108,8 +108,8 @@ class Trainer:
                 return "preempted"
         return "finished"
 
-    def save(self) -> None:
-        """Begin a checkpoint of this moment; collective."""
+    def save(self, last: bool = False) -> None:
+        """Begin a checkpoint of this moment; collective. last: no step follows."""
         self.health.settle(self)
         self._next("saving")
         evidence = resume_evidence(self.engine)
@@ -121,7 +121,7 @@ class Trainer:
             "manifest_fingerprint": self.corpus.fingerprint,
             "config": self.config.model_dump(mode="json"),
         }
-        self.checkpointer.save(self.engine, state)
+        self.checkpointer.save(self.engine, state, last)
 
     def _next(self, doing: str) -> None:
         self.heartbeat.next(doing, self.progress.step)

@@ -44,17 +44,19 @@ class Checkpointer:
         self._newest: str | None = None  # begun, and not known to have failed
         self._problem: str | None = None  # of the last save, where it failed
 
-    def save(self, engine: TrainEngine, trainer_state: dict[str, Any]) -> None:
+    def save(self, engine: TrainEngine, trainer_state: dict[str, Any], last: bool = False) -> None:
         """Begin to save this moment, after the save before it has ended; collective.
 
-        trainer_state: JSON-able, the same on every rank. Raises UserError as the class says.
+        trainer_state: JSON-able, the same on every rank. last: no step follows, so nothing is copied for it and the
+        save is waited for. Raises UserError as the class says.
         """
+        background = self._config.background and not last
         tag = tag_of(engine.step_number)
         with self._blocking():
             self._settle()
             if tag == self._newest:
                 return
-            snapshot = take(engine, trainer_state, self._folder, tag)
+            snapshot = take(engine, trainer_state, self._folder, tag, copies=background)
             problem = self._lack_of_space(size(snapshot))
             if problem is not None:
                 self._fail(tag, problem)
@@ -62,7 +64,7 @@ class Checkpointer:
             world = self._world
             self._save = Save(snapshot, self._folder, tag, world.rank, world.size, self._remove_superseded)
             self._newest = tag
-            if not self._config.background:
+            if not background:
                 self._settle()
 
     def poll(self) -> None:

@@ -1,4 +1,4 @@
-"""All that a checkpoint holds of this rank, copied to host memory: training may go on while it is written.
+"""All that a checkpoint holds of this rank, copied to host memory where training goes on while it is written.
 
 DeepSpeed writes through a `CheckpointEngine`; the one here catches what it is handed.
 """
@@ -28,10 +28,10 @@ BESIDE_TENSORS = 2**16  # bytes per file that are not of its tensors, at most
 Snapshot = dict[str, Any]  # by path within the tag: what torch.save (.pt), numpy (.npy) or JSON is to write there
 
 
-def take(engine: TrainEngine, trainer_state: dict[str, Any], folder: Path, tag: str) -> Snapshot:
-    """Collective. trainer_state: JSON-able, the same on every rank."""
+def take(engine: TrainEngine, trainer_state: dict[str, Any], folder: Path, tag: str, copies: bool) -> Snapshot:
+    """Collective. trainer_state: JSON-able, the same on every rank. copies: of everything, as training goes on."""
     rank = engine.world.rank
-    with _writes_caught(engine.deepspeed) as caught:
+    with _writes_caught(engine.deepspeed, _Catcher(copies)) as caught:
         temporary = temporary_folder(folder, tag)
         engine.save(folder, temporary.name)
     snapshot = {str(path.relative_to(temporary)): state for path, state in caught.items()}
@@ -42,7 +42,7 @@ def take(engine: TrainEngine, trainer_state: dict[str, Any], folder: Path, tag: 
         snapshot |= {f"{AVERAGE}/{name}": content for name, content in engine.average.files().items()}
     objective_state = engine.objective.state_dict()  # collective: it may gather slices
     if rank == 0:
-        snapshot["objective.pt"] = _host_copy(objective_state)
+        snapshot["objective.pt"] = _on_host(objective_state, copies)
         shape = {"world_size": engine.world.size, "zero_stage": engine.zero_stage}
         snapshot["trainer.json"] = {**trainer_state, **shape}
     return snapshot
@@ -77,10 +77,11 @@ def _save_tensors(content: Any, path: Path) -> None:
 
 
 class _Catcher(CheckpointEngine):
-    """Keeps copies of what DeepSpeed saves, by path."""
+    """Keeps what DeepSpeed saves, by path."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: bool) -> None:
         super().__init__()
+        self._copies = copies
         self.caught: dict[Path, Any] = {}
 
     def create(self, info: CheckpointCommitInfo) -> None:
@@ -91,7 +92,7 @@ class _Catcher(CheckpointEngine):
             Path(path).mkdir(parents=True, exist_ok=exist_ok)
 
     def save(self, state_dict: Any, path: str) -> None:
-        self.caught[Path(path)] = _host_copy(state_dict)
+        self.caught[Path(path)] = _on_host(state_dict, self._copies)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         raise NotImplementedError("only saves")
@@ -104,12 +105,12 @@ class _Catcher(CheckpointEngine):
 
 
 @contextmanager
-def _writes_caught(engine: Any) -> Iterator[dict[Path, Any]]:
+def _writes_caught(engine: Any, catcher: _Catcher) -> Iterator[dict[Path, Any]]:
     """Inside the block the DeepSpeed engine writes no file; yields what it would have saved.
 
     With one exception: state that it keeps on NVMe it copies to the checkpoint by itself.
     """
-    before, catcher = engine.checkpoint_engine, _Catcher()
+    before = engine.checkpoint_engine
     engine.checkpoint_engine = catcher
     engine._copy_recovery_script = lambda folder: None  # its own export script; ours is `neuclip export`
     try:
@@ -119,14 +120,20 @@ def _writes_caught(engine: Any) -> Iterator[dict[Path, Any]]:
         del engine._copy_recovery_script
 
 
-def _host_copy(value: Any) -> Any:
-    """Shares nothing with `value`, so that the next step may change that. No views: a view is saved with its base."""
+def _on_host(value: Any, copies: bool) -> Any:
+    """With `copies` it shares nothing with `value`, so that the next step may change that; else what it can.
+
+    No views: a view is saved with its base.
+    """
     if isinstance(value, Tensor):
+        whole = value.device.type == "cpu" and value.untyped_storage().nbytes() == value.nbytes
+        if whole and not copies:
+            return value.detach()
         return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if isinstance(value, dict):
-        return type(value)((key, _host_copy(item)) for key, item in value.items())
+        return type(value)((key, _on_host(item, copies)) for key, item in value.items())
     if type(value) in (list, tuple):
-        return type(value)(_host_copy(item) for item in value)
+        return type(value)(_on_host(item, copies) for item in value)
     return copy.deepcopy(value)
 
 
