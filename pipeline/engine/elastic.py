@@ -1,8 +1,9 @@
 """A checkpoint into another number of ranks or another ZeRO stage.
 
-DeepSpeed's converter writes a file per parameter for the weights and for each of AdamW's moments, whole and in fp32; a
-run of any shape then sets its part of each. (DeepSpeed can read such a folder by itself, but 0.19.8 fails where a rank
-has nothing of a parameter, as of tau, does not go from stage 2 to 3, and after stage 3 goes on with other numbers.)
+Weights and AdamW's moments are read whole, in fp32, one parameter at a time, and a run of any shape sets its part of
+each. Of moments that are partitioned (stage 1 to 3) DeepSpeed's converter writes a file per parameter first. (DeepSpeed
+can read such a folder by itself, but 0.19.8 fails where a rank has nothing of a parameter, as of tau, does not go from
+stage 2 to 3, and after stage 3 goes on with other numbers.)
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pipeline.engine.master_state import set_moment, set_weights
+from pipeline.engine.consolidated import consolidated
+from pipeline.engine.master_state import set_locked, set_moment, set_weights
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.engine.engine import TrainEngine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+Moments = Callable[[str, str], Tensor]  # a parameter's name, one of MOMENTS -> it, perhaps flat and padded
 
 
 def convert(tag_folder: Path, out: Path) -> None:
@@ -48,24 +52,47 @@ def _reason(stderr: str) -> str:
     return (errors or lines)[-1]
 
 
-def load_converted(engine: TrainEngine, converted: Path, tag_folder: Path, updates: int) -> None:
-    """Set weights, moments, step count and buffers of a fresh engine; collective.
+def converted_moments(converted: Path) -> Moments:
+    """Of a folder that `convert` wrote."""
 
-    converted: from `convert` of `tag_folder`. updates: that AdamW made, steps less those that were skipped.
+    def read(name: str, moment: str) -> Tensor:
+        content = torch.load(converted / "zero" / name / f"{moment}.pt", weights_only=True)
+        return content["param"] if isinstance(content, dict) else content
+
+    return read
+
+
+def whole_moments(engine: TrainEngine, tag_folder: Path) -> Moments:
+    """Of a checkpoint of stage 0, which has torch's own state; parameters are numbered through the groups."""
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    order = [names[id(parameter)] for group in engine.groups.values() for parameter in group]
+    saved = torch.load(tag_folder / "mp_rank_00_model_states.pt", map_location="cpu", mmap=True, weights_only=True)
+    state = dict(zip(order, (saved["optimizer"]["state"][number] for number in range(len(order))), strict=True))
+    return lambda name, moment: state[name][moment]
+
+
+def load_elsewhere(engine: TrainEngine, tag_folder: Path, moments: Moments, updates: int) -> None:
+    """Set weights, locked ones too, moments, step count and buffers of a fresh engine; collective.
+
+    moments: of `tag_folder`. updates: that AdamW made, steps less those that were skipped.
     """
+    weights = consolidated(tag_folder)
     _allocate_moments(engine, updates)
     for name, parameter in engine.module.named_parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
+        value = weights[name].read().float()
         if not parameter.requires_grad:
+            set_locked(parameter, value)
             continue
-        set_weights(parameter, _read(converted, name, "fp32", shape), engine.world)
+        set_weights(parameter, value, engine.world)
         for moment in MOMENTS:
-            value = _read(converted, name, moment, shape)
+            part = moments(name, moment).detach().float().flatten()[: value.numel()].view(value.shape)  # from 3: padded
             if engine.zero_stage == 0:
-                engine.optimizer.state[parameter][moment].copy_(value)
+                engine.optimizer.state[parameter][moment].copy_(part)
             else:
-                set_moment(parameter, moment, value, engine.world)
-    _load_the_rest(engine, tag_folder)
+                set_moment(parameter, moment, part, engine.world)
+    for name, buffer in engine.module.named_buffers():
+        if name in weights:
+            buffer.copy_(weights[name].read())
 
 
 def _allocate_moments(engine: TrainEngine, updates: int) -> None:
@@ -81,21 +108,3 @@ def _allocate_moments(engine: TrainEngine, updates: int) -> None:
         }
     if engine.zero_stage in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _read(converted: Path, name: str, key: str, shape: torch.Size) -> Tensor:
-    """One tensor of one parameter; flat and padded when it comes from stage 3."""
-    content = torch.load(converted / "zero" / name / f"{key}.pt", weights_only=True)
-    tensor = content["param"] if isinstance(content, dict) else content
-    return tensor.detach().float().flatten()[: shape.numel()].view(shape)
-
-
-def _load_the_rest(engine: TrainEngine, tag_folder: Path) -> None:
-    """Buffers (running statistics), which every rank has saved, and parameters that are locked, which none updates."""
-    path = min(tag_folder.glob("*model_states.pt"))
-    state = torch.load(path, weights_only=True)
-    locked = [(name, p.data) for name, p in engine.module.named_parameters() if not p.requires_grad]
-    for name, tensor in [*engine.module.named_buffers(), *locked]:
-        saved = state["module"].get(name)
-        if saved is not None and saved.shape == tensor.shape:  # partitioned ones are as the recipe starts them
-            tensor.copy_(saved)

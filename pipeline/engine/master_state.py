@@ -29,6 +29,13 @@ def set_weights(parameter: Any, value: Tensor, world: World) -> None:
         safe_set_full_fp32_param(parameter, value)
 
 
+@torch.no_grad()
+def set_locked(parameter: Any, value: Tensor) -> None:
+    """A parameter that is not trained. value: as `parameter`, the same on every rank."""
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.data.copy_(value)
+
+
 def set_moment(parameter: Any, name: str, value: Tensor, world: World) -> None:
     """name: exp_avg or exp_avg_sq, which must exist. value: as `parameter`, the same on every rank."""
     if hasattr(parameter, "ds_tensor"):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline import collectives
-from pipeline.engine.elastic import convert, load_converted
+from pipeline.engine.elastic import convert, converted_moments, load_elsewhere, whole_moments
 from pipeline.engine.engine import TrainEngine
 from pipeline.engine.resume_evidence import updates_made
 from pipeline.engine.safe_loading import loading
@@ -73,21 +73,22 @@ def _load_elsewhere(engine: TrainEngine, folder: Path, state: dict[str, Any]) ->
     if state["zero_stage"] == engine.zero_stage == 0:  # every rank has everything
         engine.load(folder.parent, folder.name)
         return
+    if state["zero_stage"] == 0:
+        load_elsewhere(engine, folder, whole_moments(engine, folder), updates_made(state))
+        return
     converted = folder.parent / f".converted-{folder.name}"
-    problem = _convert(folder, state["zero_stage"], converted) if engine.world.rank == 0 else None
+    problem = _convert(folder, converted) if engine.world.rank == 0 else None
     problem = collectives.broadcast_object(problem)
     if problem is not None:
         raise UserError(problem)
-    load_converted(engine, converted, folder, updates_made(state))
+    load_elsewhere(engine, folder, converted_moments(converted), updates_made(state))
     collectives.barrier()
     if engine.world.rank == 0:
         shutil.rmtree(converted)
 
 
-def _convert(folder: Path, zero_stage: int, converted: Path) -> str | None:
+def _convert(folder: Path, converted: Path) -> str | None:
     """What went wrong, so that all ranks can say it."""
-    if zero_stage == 0:
-        return f"{folder} was saved under ZeRO stage 0: resume it with train.deepspeed=zero0"
     try:
         convert(folder, converted)
     except UserError as error:
