@@ -14,6 +14,7 @@ from pipeline.config.loader import parse, read_yaml
 from pipeline.config.schema import Section
 from pipeline.errors import UserError
 from pipeline.files import atomic_open
+from pipeline.storage import is_url
 
 SHIPPED = Path(__file__).parent / "corpora"
 
@@ -46,18 +47,35 @@ class Fetch(Section):
     processes: int = Field(default=1, ge=1)
 
 
+class Hub(Section):
+    """Where `data-prep metadata` fetches from: a repository of the Hugging Face hub, at a commit."""
+
+    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")  # a data set: owner/name
+    revision: str = "main"  # a commit's 40 hex digits; of a branch, the commit found first is kept
+    files: tuple[str, ...] = ("**/*.parquet",)  # patterns of its paths; what they match comes into metadata/
+    uids: tuple[str, ...] = ()  # patterns too; what they match comes into uids/
+
+
 class CorpusDefinition(Section):
-    """What a corpus is and where its rows come from."""
+    """What a corpus is and where its rows come from. Keys that are left out change no plan that was made without."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     title: str
     licence: str
     source: str = "not stated"  # where the metadata comes from
-    metadata: str = "metadata/*.parquet"  # glob, absolute or relative to the corpus folder
+    metadata: str = "metadata/*.parquet"  # glob, absolute or relative to the corpus folder, or of a URL (s3://)
+    header: tuple[str, ...] = ()  # names of the columns, where CSV or TSV files have no header line
     columns: Columns = Columns()
+    captions: tuple[str, ...] = ()  # further columns, kept in each sample's JSON under their own names
+    where: str | None = None  # rows to keep: `similarity >= 0.28 and original_width >= 200`
+    uids: str | None = None  # rows to keep: glob of .npy files of uids in DataComp's form (dtype u8,u8), as `metadata`
     images: Images = Images()
     fetch: Fetch = Fetch()
+    hub: Hub | None = None  # where `data-prep metadata` fetches from
+    by_hand: str | None = None  # what a person has to do first, such as accepting a licence
+    expected_rows: int | None = Field(default=None, ge=1)  # of the metadata, before any filter
     published_yield: float | None = Field(default=None, gt=0, le=1)  # share of rows that others got
+    unverified: str | None = None  # what of all this was taken from elsewhere and not tried here
 
 
 @dataclass(frozen=True)
@@ -159,12 +177,17 @@ def open_corpus(name: str, root: Path) -> Corpus:
 
 
 def _beside(home: Path, corpus: Corpus) -> Corpus:
-    """The corpus of a YAML file in `home`: a pattern that the file gives is relative to it, not to the folder."""
-    home, pattern = Path(os.path.abspath(home)), corpus.definition.metadata
-    if "metadata" not in corpus.definition.model_fields_set or home == Path(os.path.abspath(corpus.folder)):
+    """The corpus of a YAML file in `home`: patterns that the file gives are relative to it, not to the folder."""
+    home, definition = Path(os.path.abspath(home)), corpus.definition
+    if home == Path(os.path.abspath(corpus.folder)):
         return corpus
-    update = {"metadata": os.path.join(escape(str(home)), pattern)}
-    return replace(corpus, definition=corpus.definition.model_copy(update=update))
+    given = {key: getattr(definition, key) for key in ("metadata", "uids") if key in definition.model_fields_set}
+    update = {
+        key: pattern if is_url(pattern) else os.path.join(escape(str(home)), pattern)
+        for key, pattern in given.items()
+        if pattern is not None
+    }
+    return replace(corpus, definition=definition.model_copy(update=update))
 
 
 def read_definition(path: Path) -> CorpusDefinition:
