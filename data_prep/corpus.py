@@ -14,7 +14,6 @@ from pipeline.config.loader import parse, read_yaml
 from pipeline.config.schema import Section
 from pipeline.errors import UserError
 from pipeline.files import atomic_open
-from pipeline.storage import is_url
 
 SHIPPED = Path(__file__).parent / "corpora"
 
@@ -48,12 +47,12 @@ class Fetch(Section):
 
 
 class Hub(Section):
-    """Where `data-prep metadata` fetches from: a repository of the Hugging Face hub, at a commit."""
+    """Files of a data set of the Hugging Face hub, at a commit."""
 
-    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")  # a data set: owner/name
+    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")  # owner/name
     revision: str = "main"  # a commit's 40 hex digits; of a branch, the commit found first is kept
-    files: tuple[str, ...] = ("**/*.parquet",)  # patterns of its paths; what they match comes into metadata/
-    uids: tuple[str, ...] = ()  # patterns too; what they match comes into uids/
+    files: tuple[str, ...] = ("*.parquet",)  # patterns of its paths, of which * crosses folders
+    into: str = Field(default="metadata", pattern=r"^[a-z0-9_-]+$")  # folder of the corpus that gets them
 
 
 class CorpusDefinition(Section):
@@ -63,19 +62,24 @@ class CorpusDefinition(Section):
     title: str
     licence: str
     source: str = "not stated"  # where the metadata comes from
-    metadata: str = "metadata/*.parquet"  # glob, absolute or relative to the corpus folder, or of a URL (s3://)
+    metadata: str | tuple[str, ...] = "metadata/*.parquet"  # globs, absolute or relative to the corpus folder
     header: tuple[str, ...] = ()  # names of the columns, where CSV or TSV files have no header line
     columns: Columns = Columns()
     captions: tuple[str, ...] = ()  # further columns, kept in each sample's JSON under their own names
     where: str | None = None  # rows to keep: `similarity >= 0.28 and original_width >= 200`
-    uids: str | None = None  # rows to keep: glob of .npy files of uids in DataComp's form (dtype u8,u8), as `metadata`
+    uids: str | None = None  # rows to keep: .npy file of uids in DataComp's form (dtype u8,u8), found as `metadata` is
     images: Images = Images()
     fetch: Fetch = Fetch()
-    hub: Hub | None = None  # where `data-prep metadata` fetches from
+    hub: tuple[Hub, ...] = ()  # what `data-prep metadata` fetches
+    urls: tuple[str, ...] = ()  # what it copies into metadata/: files or patterns at URLs (https://, s3://)
     by_hand: str | None = None  # what a person has to do first, such as accepting a licence
     expected_rows: int | None = Field(default=None, ge=1)  # of the metadata, before any filter
     published_yield: float | None = Field(default=None, gt=0, le=1)  # share of rows that others got
     unverified: str | None = None  # what of all this was taken from elsewhere and not tried here
+
+    @property
+    def metadata_patterns(self) -> tuple[str, ...]:
+        return (self.metadata,) if isinstance(self.metadata, str) else self.metadata
 
 
 @dataclass(frozen=True)
@@ -108,22 +112,33 @@ class Corpus:
         return self.folder / "shards" / f"{item:05d}-{number:03d}.tar"
 
     def metadata_files(self) -> dict[str, Path]:
-        """The Parquet files to plan, by the names under which the plan records them, in order.
+        """The files to plan, by the names under which the plan records them, in order.
 
         Inside the folder a name is relative to it, so that a corpus may be moved as a whole.
         Raises UserError when the pattern finds nothing.
         """
         folder = Path(os.path.abspath(self.folder))
-        pattern = os.path.join(escape(str(folder)), self.definition.metadata)
-        found = (Path(os.path.normpath(path)) for path in glob(pattern, recursive=True))
+        patterns = [os.path.join(escape(str(folder)), pattern) for pattern in self.definition.metadata_patterns]
+        found = {Path(os.path.normpath(path)) for pattern in patterns for path in glob(pattern, recursive=True)}
         files = sorted(path for path in found if path.is_file())
         if not files:
+            fetched = self.definition.hub or self.definition.urls
+            way = f"run `data-prep metadata {self.definition.name}`" if fetched else "put the files there"
             raise UserError(
-                f"no metadata at {folder / self.definition.metadata}: put the Parquet files with URLs and "
-                f"captions there, or say in the definition's `metadata` where they are "
-                f"(source: {self.definition.source})"
+                f"no metadata at {folder / self.definition.metadata_patterns[0]}: {way}, or say in the definition's "
+                f"`metadata` where the files with URLs and captions are (source: {self.definition.source})"
             )
         return {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in files}
+
+    @property
+    def uid_list(self) -> Path | None:
+        """The .npy file of the uids to keep. Raises UserError when it is not there."""
+        if self.definition.uids is None:
+            return None
+        path = Path(os.path.abspath(self.folder)) / self.definition.uids
+        if not path.is_file():
+            raise UserError(f"no uid list at {path}: run `data-prep metadata {self.definition.name}`, or put it there")
+        return path
 
     def lock(self, what: str) -> Path:
         return self.folder / "locks" / what
@@ -156,14 +171,16 @@ def shipped_names() -> list[str]:
 def open_corpus(name: str, root: Path) -> Corpus:
     """Find a corpus by what the user typed.
 
-    name: a shipped corpus, a path to a YAML definition (both live in `root/<their name>`), the name of a
-    folder in `root`, or a path to such a folder. A folder's own `corpus.yaml` goes before the shipped file.
+    name: a shipped corpus, a path to a YAML definition or the name of one in `root` (all live in `root/<their name>`),
+    the name of a folder in `root`, or a path to such a folder. A folder's own `corpus.yaml` goes before the shipped file.
     Raises UserError when there is no such corpus or its definition is not valid.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         definition = read_definition(path)
         return _beside(path.parent, Corpus(root / definition.name, definition))
+    if (root / f"{name}.yaml").is_file() and not (root / name / "corpus.yaml").is_file():
+        return open_corpus(str(root / f"{name}.yaml"), root)
     for folder in (root / name, path):
         if (folder / "corpus.yaml").is_file():
             return Corpus(folder, read_definition(folder / "corpus.yaml"))
@@ -177,16 +194,16 @@ def open_corpus(name: str, root: Path) -> Corpus:
 
 
 def _beside(home: Path, corpus: Corpus) -> Corpus:
-    """The corpus of a YAML file in `home`: patterns that the file gives are relative to it, not to the folder."""
+    """The corpus of a YAML file in `home`: paths that the file gives are relative to it, not to the folder."""
     home, definition = Path(os.path.abspath(home)), corpus.definition
     if home == Path(os.path.abspath(corpus.folder)):
         return corpus
-    given = {key: getattr(definition, key) for key in ("metadata", "uids") if key in definition.model_fields_set}
-    update = {
-        key: pattern if is_url(pattern) else os.path.join(escape(str(home)), pattern)
-        for key, pattern in given.items()
-        if pattern is not None
-    }
+    update: dict[str, object] = {}
+    if "metadata" in definition.model_fields_set:
+        absolute = tuple(os.path.join(escape(str(home)), pattern) for pattern in definition.metadata_patterns)
+        update["metadata"] = absolute[0] if isinstance(definition.metadata, str) else absolute
+    if definition.uids is not None:
+        update["uids"] = str(home / definition.uids)
     return replace(corpus, definition=definition.model_copy(update=update))
 
 
