@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from data_prep.cli_derive import merge, reshard, subset
 from data_prep.cli_sources import fabricate, serve
 from data_prep.console import EXAMPLE, Commands, answer, find_corpus, json_option, name_argument, task_option
 from pipeline.errors import UserError
@@ -232,3 +233,7 @@ def status(root: Path, name: str, as_json: bool) -> None:
     corpus = find_corpus(name, root)
     result = how_far(corpus)
     answer(as_json, result, "\n".join(f"{key + ':':<12}{value:,}" for key, value in result.items()))
+
+
+for command in (subset, merge, reshard):
+    main.add_command(command)

@@ -171,8 +171,8 @@ def shipped_names() -> list[str]:
 def open_corpus(name: str, root: Path) -> Corpus:
     """Find a corpus by what the user typed.
 
-    name: a shipped corpus, a path to a YAML definition or the name of one in `root` (all live in `root/<their name>`),
-    the name of a folder in `root`, or a path to such a folder. A folder's own `corpus.yaml` goes before the shipped file.
+    name: a shipped corpus, a YAML definition by its path or by its name in `root` (all live in `root/<their name>`),
+    the name of a folder in `root`, or a path to one. A folder's own `corpus.yaml` goes before the other files.
     Raises UserError when there is no such corpus or its definition is not valid.
     """
     path = Path(name)
