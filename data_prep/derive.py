@@ -27,7 +27,6 @@ from data_prep.manifest import Manifest, ShardFile, read_manifest, shard_row, wr
 from data_prep.progress import Report, silent
 from data_prep.selection import Selections, dropped_in_all
 from data_prep.shard import Sample, index_path, read_samples, write_shard
-from data_prep.uids import save_sorted
 from data_prep.workers import worker_pool
 from pipeline.config.loader import parse
 from pipeline.errors import UserError
@@ -113,9 +112,8 @@ def derive(
             if published := _published(corpus, request):
                 shutil.rmtree(scratch, ignore_errors=True)
                 return published, False
-        allowed = _sorted_uids(uids, scratch)
         selections = Selections(scratch / "selected")
-        select = partial(selections.select, where=where, uids=allowed)
+        select = partial(selections.select, where=where, uids=uids)
         selected = _each(select, list(enumerate(given.files)), processes, report)
         repeated = selections.drop_repeated(selected)
         kept = [selection.kept - repeated.get(selection.number, 0) for selection in selected]
@@ -179,15 +177,6 @@ def _published(corpus: Corpus, request: Request) -> dict[str, Any] | None:
         for file in files
     )
     return summary if sound and summary.get("plan") == fingerprint(asdict(request)) else None
-
-
-def _sorted_uids(uids: Path | None, scratch: Path) -> Path | None:
-    if uids is None:
-        return None
-    target = scratch / "uids.npy"
-    if not target.is_file():
-        save_sorted(uids, target)
-    return target
 
 
 def _each(work: Callable[..., T], tasks: Sequence[tuple[int, Any]], processes: int, report: Report) -> list[T]:

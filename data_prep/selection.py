@@ -13,13 +13,13 @@ import pyarrow as pa
 from data_prep.manifest import ShardFile
 from data_prep.outcomes import tally
 from data_prep.shard import Sample, index_name, index_path, read_samples
-from data_prep.uids import contained, keys
-from data_prep.where import Where
+from data_prep.uid_list import UidList
+from data_prep.where import compile_where
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, read_json, sha256_file, write_json
 from pipeline.storage import download, is_url
 
-ROW = np.dtype([("row", "<u4"), ("uid", "S16")])  # of the source shard's index
+ROW = np.dtype([("row", "<u4"), ("uid", "S16")])  # of the source shard's index; 16 bytes that sort as the hex digits do
 PART_ROWS = 2**25  # uids compared at once, about 1 GiB with what sorting them needs
 
 
@@ -51,7 +51,7 @@ class Selections:
     def select(self, number: int, file: ShardFile, where: str | None, uids: Path | None) -> Selection:
         """Check a shard against its manifest and filter its rows; done already, it is only read back.
 
-        where: expression over the samples' JSON and `caption`. uids: sorted list (`uids.save_sorted`).
+        where: expression over the samples' JSON and `caption`. uids: as UidList wants them.
         Raises UserError when the shard is not what its manifest says.
         """
         record = self._file(number, ".json")
@@ -61,13 +61,15 @@ class Selections:
             _check(file, shard)
             samples = list(_without_images(shard, file.samples))
         left = np.zeros(len(samples), dtype=ROW)
-        left["row"], left["uid"] = np.arange(len(samples)), keys(sample.uid for sample in samples)
+        left["row"] = np.arange(len(samples))
+        left["uid"] = np.frombuffer(b"".join(bytes.fromhex(sample.uid) for sample in samples), "S16")
         dropped: dict[str, int] = {}
         if where is not None:
-            keep = Where(where).keep(_table(samples))
+            keep = compile_where(where)(_table(samples))
             dropped["where"], left = int((~keep).sum()), left[keep]
         if uids is not None:
-            keep = contained(left["uid"], np.load(uids, mmap_mode="r"))
+            halves = np.ascontiguousarray(left["uid"]).view(">u8").reshape(-1, 2).astype("u8")
+            keep = UidList(uids).holds(halves)
             dropped["not_in_uids"], left = int((~keep).sum()), left[keep]
         with atomic_open(self._file(number, ".npy")) as stream:
             np.save(stream, left)

@@ -1,120 +1,144 @@
-"""Expressions over columns, such as `similarity >= 0.28 and original_width >= 200`: which rows a corpus keeps.
+"""A condition on columns of the metadata, such as `similarity >= 0.28 and original_width >= 200`.
 
-Python's syntax, of which only this is allowed: names of columns, numbers, texts, `and`, `or`, `not`, comparisons
-(chained ones too), `in (...)`, `not in (...)`, `is None`, `is not None`, and + - * /. Nothing is called or executed.
-Where a value that matters is missing, the row is not kept.
+Python's grammar, of which comparisons, `and or not in`, arithmetic, numbers, texts, `True`, `False` and `None` mean
+something; nothing is ever evaluated as Python. A condition on a null is neither true nor false, so the row goes.
 """
 
 from __future__ import annotations
 
 import ast
-from functools import reduce
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from pipeline.errors import UserError
 
-_COMPARE: dict[type[ast.cmpop], str] = {
-    ast.Eq: "equal",
-    ast.NotEq: "not_equal",
-    ast.Lt: "less",
-    ast.LtE: "less_equal",
-    ast.Gt: "greater",
-    ast.GtE: "greater_equal",
+Kind = Literal["number", "text", "boolean"]
+_COMPARE = {
+    ast.Eq: lambda a, b: a == b,
+    ast.NotEq: lambda a, b: a != b,
+    ast.Lt: lambda a, b: a < b,
+    ast.LtE: lambda a, b: a <= b,
+    ast.Gt: lambda a, b: a > b,
+    ast.GtE: lambda a, b: a >= b,
 }
-_ARITHMETIC: dict[type[ast.operator], str] = {
-    ast.Add: "add",
-    ast.Sub: "subtract",
-    ast.Mult: "multiply",
-    ast.Div: "divide",
+_ARITHMETIC = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a.cast(pa.float64()) / b.cast(pa.float64()),
 }
 
 
+@dataclass(frozen=True)
 class Where:
-    """A checked expression. columns: the names that it uses, in alphabetical order."""
+    """text: as the user wrote it. columns: what it reads, and as what. expression: the same for pyarrow."""
 
-    def __init__(self, text: str) -> None:
-        """Raises UserError, naming the part that is not allowed."""
-        self.text = text
+    text: str
+    columns: dict[str, Kind]
+    expression: pc.Expression
+
+    def __call__(self, rows: pa.Table | pa.RecordBatch) -> np.ndarray:
+        """Which rows meet it, bool [rows]. Raises UserError where a column is missing or cannot be compared so."""
+        missing = self.columns.keys() - set(rows.schema.names)
+        if missing:
+            raise UserError(
+                f"the condition {self.text!r} wants columns that are not there: {', '.join(sorted(missing))}"
+            )
+        batches = [rows] if isinstance(rows, pa.RecordBatch) else rows.to_batches()
         try:
-            self._body = ast.parse(text.strip(), mode="eval").body
-        except (SyntaxError, ValueError) as error:
-            raise UserError(f"where {text!r} is no expression: {getattr(error, 'msg', error)}") from error
-        self._check(self._body)
-        names = (node.id for node in ast.walk(self._body) if isinstance(node, ast.Name))
-        self.columns = tuple(sorted(set(names)))
+            scanner = ds.Scanner.from_batches(batches, schema=rows.schema, columns={"holds": self.expression})
+            return scanner.to_table()["holds"].fill_null(False).to_numpy()
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+            columns = ", ".join(f"{name} ({rows.schema.field(name).type})" for name in self.columns)
+            raise UserError(f"the condition {self.text!r} cannot be applied to {columns}: {error}") from error
 
-    def keep(self, table: pa.Table | pa.RecordBatch) -> np.ndarray:
-        """(rows,) bool: for which rows it holds.
 
-        Raises UserError for a column that the table lacks, or types that cannot be compared.
-        """
-        present = table.schema.names
-        if absent := [name for name in self.columns if name not in present]:
-            raise UserError(f"where {self.text!r}: no column {absent[0]!r}; there are {', '.join(present) or 'none'}")
-        try:
-            value = self._value(self._body, table)
-            if value.type != pa.bool_():
-                raise UserError(f"where {self.text!r} is no condition: it gives {value.type}, not true or false")
-        except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise UserError(f"where {self.text!r} cannot be evaluated on these columns: {error}") from error
-        if isinstance(value, pa.Scalar):
-            return np.full(table.num_rows, bool(value.as_py()))
-        return pc.fill_null(value, False).to_numpy(zero_copy_only=False)
+def compile_where(text: str) -> Where:
+    """Raises UserError that shows the part which has no meaning."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        parser = _Parser(text)
+        return Where(text, parser.columns, parser.truth(tree))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"the condition {text!r} cannot be read: {getattr(error, 'msg', None) or error}") from error
 
-    def _check(self, node: ast.AST) -> None:
-        allowed = (ast.BoolOp, ast.UnaryOp, ast.Compare, ast.BinOp, ast.Name, ast.Constant, ast.Tuple, ast.List)
-        parts = (ast.And, ast.Or, ast.Not, ast.USub, ast.In, ast.NotIn, ast.Is, ast.IsNot, ast.Load)
-        for inner in ast.walk(node):
-            if not isinstance(inner, (*allowed, *parts, *_COMPARE, *_ARITHMETIC)):
-                shown = ast.get_source_segment(self.text.strip(), inner) if isinstance(inner, ast.expr) else None
-                raise UserError(
-                    f"where {self.text!r}: {shown or type(inner).__name__} is not allowed; write comparisons of "
-                    "columns, numbers and texts, joined by and, or, not"
-                )
 
-    def _value(self, node: ast.AST, table: Any) -> Any:
+@dataclass
+class _Parser:
+    text: str
+    columns: dict[str, Kind] = field(default_factory=dict)
+
+    def truth(self, node: ast.expr) -> pc.Expression:
+        match node:
+            case ast.BoolOp(op=operator, values=values):
+                parts = [self.truth(value) for value in values]
+                result = parts[0]
+                for part in parts[1:]:
+                    result = result & part if isinstance(operator, ast.And) else result | part
+                return result
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return ~self.truth(operand)
+            case ast.Compare(left=left, ops=operators, comparators=others):
+                terms = [left, *others]
+                links = [self._link(a, operator, b) for a, operator, b in zip(terms, operators, others, strict=False)]
+                result = links[0]
+                for link in links[1:]:
+                    result = result & link
+                return result
+            case ast.Name() | ast.Constant(value=True | False):
+                return self._value(node, "boolean")
+        raise self._meaningless(node, "is not a condition")
+
+    def _link(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> pc.Expression:
+        if isinstance(operator, ast.Is | ast.IsNot):
+            if not (isinstance(left, ast.Name) and isinstance(right, ast.Constant) and right.value is None):
+                raise self._meaningless(right, "is can only ask `column is None`")
+            self.columns.setdefault(left.id, "text")
+            missing = pc.field(left.id).is_null()
+            return missing if isinstance(operator, ast.Is) else ~missing
+        if isinstance(operator, ast.In | ast.NotIn):
+            if not isinstance(right, ast.Tuple | ast.List | ast.Set) or not right.elts:
+                raise self._meaningless(right, "is no list of values, such as ('a', 'b')")
+            kind = self._kind(left, *right.elts)
+            column = self._value(left, kind)
+            same = [column == self._value(value, kind) for value in right.elts]
+            result = same[0]
+            for other in same[1:]:
+                result = result | other
+            return result if isinstance(operator, ast.In) else ~result
+        kind = self._kind(left, right)
+        return _COMPARE[type(operator)](self._value(left, kind), self._value(right, kind))
+
+    def _kind(self, *nodes: ast.expr) -> Kind:
+        for node in nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+                return "boolean"
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                return "text"
+        return "number"
+
+    def _value(self, node: ast.expr, kind: Kind) -> pc.Expression:
         match node:
             case ast.Name(id=name):
-                return table.column(name)
-            case ast.Constant(value=value):
-                return pa.scalar(value)
-            case ast.BoolOp(op=op, values=values):
-                join = "and_kleene" if isinstance(op, ast.And) else "or_kleene"
-                return reduce(lambda a, b: _call(join, a, b), [self._value(part, table) for part in values])
-            case ast.UnaryOp(op=op, operand=operand):
-                return _call("invert" if isinstance(op, ast.Not) else "negate", self._value(operand, table))
-            case ast.BinOp(left=left, op=op, right=right):
-                first = self._value(left, table)
-                if isinstance(op, ast.Div):
-                    first = first.cast(pa.float64())  # 1 / 2 is a half
-                return _call(_ARITHMETIC[type(op)], first, self._value(right, table))
-            case ast.Compare(left=left, ops=ops, comparators=comparators):
-                ends = [left, *comparators]
-                pairs = zip(ends, ops, ends[1:], strict=False)
-                return reduce(
-                    lambda a, b: _call("and_kleene", a, b), [self._compare(a, op, b, table) for a, op, b in pairs]
-                )
-        raise UserError(f"where {self.text!r}: a list stands where a value should")
+                if self.columns.setdefault(name, kind) != kind:
+                    raise ValueError(f"{name} is a {self.columns[name]} in one place and a {kind} in another")
+                return pc.field(name)
+            case ast.Constant(value=bool()) if kind == "boolean":
+                return pc.scalar(node.value)
+            case ast.Constant(value=str()) if kind == "text":
+                return pc.scalar(node.value)
+            case ast.Constant(value=int() | float()) if kind == "number" and not isinstance(node.value, bool):
+                return pc.scalar(node.value)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+                return pc.scalar(-number)
+            case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _ARITHMETIC and kind == "number":
+                return _ARITHMETIC[type(operator)](self._value(left, kind), self._value(right, kind))
+        raise self._meaningless(node, f"is no {kind}")
 
-    def _compare(self, left: ast.AST, op: ast.cmpop, right: ast.AST, table: Any) -> Any:
-        value = self._value(left, table)
-        if isinstance(op, (ast.Is, ast.IsNot)):
-            if not (isinstance(right, ast.Constant) and right.value is None):
-                raise UserError(f"where {self.text!r}: `is` asks only for None")
-            return _call("is_null" if isinstance(op, ast.Is) else "is_valid", value)
-        if isinstance(op, (ast.In, ast.NotIn)):
-            if not isinstance(right, (ast.Tuple, ast.List)):
-                raise UserError(f"where {self.text!r}: `in` wants a list such as ('a', 'b')")
-            choices = [self._value(element, table).as_py() for element in right.elts]
-            found = _call("is_in", value, options=pc.SetLookupOptions(pa.array(choices)))
-            found = _call("if_else", _call("is_valid", value), found, pa.scalar(None, pa.bool_()))
-            return found if isinstance(op, ast.In) else _call("invert", found)
-        return _call(_COMPARE[type(op)], value, self._value(right, table))
-
-
-def _call(function: str, *arguments: Any, options: Any = None) -> Any:
-    return pc.call_function(function, list(arguments), options)
+    def _meaningless(self, node: ast.expr, why: str) -> ValueError:
+        return ValueError(f"`{ast.unparse(node)}` {why}")
