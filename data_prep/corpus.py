@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from glob import escape, glob
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import Field
@@ -24,6 +25,19 @@ class Columns(Section):
     url: str = "url"
     caption: str = "caption"
     uid: str | None = None  # 32 hex digits per row, as DataComp publishes them
+    image_hash: str | None = None  # any text that equal images share: of rows with the same one, one is kept
+
+
+class Screening(Section):
+    """Which rows are not asked for. Part of the plan."""
+
+    allow_private: bool = False  # ask hosts that are written as loopback, private, link-local or metadata addresses
+    max_url_bytes: int = Field(default=4_096, ge=10)
+    min_caption_length: int = Field(default=1, ge=1)  # characters
+    max_caption_length: int = Field(default=10_000, ge=1)  # characters
+    min_caption_words: int = Field(default=1, ge=1)
+    unwanted_captions: tuple[str, ...] = ()  # regular expressions (RE2); a caption that matches one is dropped
+    distinct: tuple[Literal["url", "url_caption"], ...] = ("url_caption",)  # of rows with the same, one is kept
 
 
 class Images(Section):
@@ -66,6 +80,7 @@ class CorpusDefinition(Section):
     header: tuple[str, ...] = ()  # names of the columns, where CSV or TSV files have no header line
     columns: Columns = Columns()
     captions: tuple[str, ...] = ()  # further columns, kept in each sample's JSON under their own names
+    screen: Screening = Screening()
     where: str | None = None  # rows to keep: `similarity >= 0.28 and original_width >= 200`
     uids: str | None = None  # rows to keep: .npy file of uids in DataComp's form (dtype u8,u8), found as `metadata` is
     images: Images = Images()
@@ -147,6 +162,11 @@ class Corpus:
         """The same corpus with another size of images (longest side, pixels)."""
         images = self.definition.images.model_copy(update={"image_size": image_size})
         return replace(self, definition=self.definition.model_copy(update={"images": images}))
+
+    def with_private_hosts(self) -> Corpus:
+        """The same corpus, whose images may lie on hosts that are written as private addresses."""
+        screen = self.definition.screen.model_copy(update={"allow_private": True})
+        return replace(self, definition=self.definition.model_copy(update={"screen": screen}))
 
     def described_differently(self) -> list[str]:
         """`key: stored -> given` for what `corpus.yaml` says otherwise; empty where there is none yet."""
