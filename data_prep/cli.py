@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from data_prep.cli_define import metadata
+from data_prep.cli_define import metadata, new
 from data_prep.cli_derive import merge, reshard, subset
 from data_prep.cli_sources import fabricate, serve
 from data_prep.console import EXAMPLE, Commands, answer, find_corpus, json_option, name_argument, task_option
@@ -41,6 +41,7 @@ def main(context: click.Context, root: Path) -> None:
     context.obj = root
 
 
+main.add_command(new)
 main.add_command(metadata)
 main.add_command(fabricate)
 main.add_command(serve)

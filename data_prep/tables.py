@@ -6,6 +6,7 @@ Parquet is read by row group; CSV, TSV (tab-separated, without quotes) and JSON 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -58,6 +59,7 @@ class MetadataFile:
             present = self._schema()
         except _BAD_DATA as error:
             raise UserError(f"{path} is not a {self.format} file: {error}") from error
+        self.columns = present
         self.missing = [name for name in wanted if name not in present]
         if self.missing:
             raise UserError(
@@ -93,6 +95,21 @@ class MetadataFile:
                     read += batch.rows.num_rows
             except _BAD_DATA as error:
                 raise UserError(f"{self.path} cannot be read after its first {read:,} rows: {error}") from error
+
+    def sample(self, most: int) -> pa.Table:
+        """The first rows, at most so many, of all columns in the types that are found. Raises UserError."""
+        try:
+            if self.format == "Parquet":
+                with pq.ParquetFile(self.path) as file:
+                    batches = list(itertools.islice(file.iter_batches(most), 1))
+                    return pa.Table.from_batches(batches, file.schema_arrow)
+            if self.format == "JSON lines":
+                with pa.json.open_json(str(self.path), pa.json.ReadOptions(block_size=_BLOCK_BYTES)) as reader:
+                    return pa.Table.from_batches(list(itertools.islice(reader, 1)), reader.schema).slice(0, most)
+            with self._open_delimited({}, lambda _: "skip") as reader:
+                return pa.Table.from_batches(list(itertools.islice(reader, 1)), reader.schema).slice(0, most)
+        except _BAD_DATA as error:
+            raise UserError(f"{self.path} cannot be read: {error}") from error
 
     def _schema(self) -> list[str]:
         if self.format == "Parquet":
