@@ -9,6 +9,7 @@ import click
 
 from data_prep.cli_define import metadata, new
 from data_prep.cli_derive import merge, reshard, subset
+from data_prep.cli_report import report as report_command
 from data_prep.cli_sources import fabricate, serve
 from data_prep.console import EXAMPLE, Commands, answer, find_corpus, json_option, name_argument, task_option
 from pipeline.errors import UserError
@@ -238,5 +239,5 @@ def status(root: Path, name: str, as_json: bool) -> None:
     answer(as_json, result, "\n".join(f"{key + ':':<12}{value:,}" for key, value in result.items()))
 
 
-for command in (subset, merge, reshard):
+for command in (report_command, subset, merge, reshard):
     main.add_command(command)
