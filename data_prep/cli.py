@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from data_prep.cli_define import metadata, new
-from data_prep.cli_derive import merge, reshard, subset
+from data_prep.cli_derive import merge, reshard, subset, upload
 from data_prep.cli_report import report as report_command
 from data_prep.cli_sources import fabricate, serve
 from data_prep.console import EXAMPLE, Commands, answer, find_corpus, json_option, name_argument, task_option
@@ -239,5 +239,5 @@ def status(root: Path, name: str, as_json: bool) -> None:
     answer(as_json, result, "\n".join(f"{key + ':':<12}{value:,}" for key, value in result.items()))
 
 
-for command in (report_command, subset, merge, reshard):
+for command in (report_command, subset, merge, reshard, upload):
     main.add_command(command)

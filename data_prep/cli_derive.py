@@ -1,4 +1,4 @@
-"""The commands that make a corpus out of published ones: `data-prep subset`, `merge` and `reshard`."""
+"""What can be done with published corpora: `data-prep subset`, `merge`, `reshard` and `upload`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,30 @@ def merge(root: Path, names: Sequence[str], **options: Any) -> None:
 def reshard(root: Path, name: str, **options: Any) -> None:
     """The same samples in shards of another size."""
     _derive(root, [name], **options)
+
+
+@click.command(epilog=EXAMPLE + "data-prep upload demo s3://bucket/corpora/demo")
+@name_argument
+@click.argument("url")
+@click.option("--threads", type=click.IntRange(1), default=8, help="Files at once.")
+@click.option("--dry-run", is_flag=True, help="Count what would be copied; copy nothing.")
+@json_option
+@click.pass_obj
+def upload(root: Path, name: str, url: str, threads: int, dry_run: bool, as_json: bool) -> None:
+    """Copy a published corpus to a URL (s3://, gs://, ...), the manifest last.
+
+    Every shard is checked against the manifest before it is copied; what is there already is not copied again.
+    Training reads it there: loader.manifest=URL. Credentials and endpoints come from the environment.
+    """
+    from data_prep.progress import progress
+    from data_prep.upload import upload_corpus
+
+    folder = root / name if (root / name).is_dir() else Path(name)
+    with progress("files") as report:
+        result = upload_corpus(folder, url, threads=threads, dry_run=dry_run, report=report)
+    number, verb = (result["missing"], "would copy") if dry_run else (result["uploaded"], "copied")
+    text = f"{verb} {number:,} files to {url}, {result['already_there']:,} were there"
+    answer(as_json, result, text)
 
 
 def _derive(root: Path, names: Sequence[str], *, out: str, as_json: bool, **options: Any) -> None:

@@ -127,6 +127,7 @@ def _here(file: ShardFile, folder: Path) -> Iterator[Path]:
     if not is_url(file.path):
         yield Path(file.path)
         return
+    folder.mkdir(parents=True, exist_ok=True)
     copy = folder / f"copy-{file.sha256}.tar"
     try:
         download(file.path, copy)

@@ -89,9 +89,10 @@ def _throughput(facts: CorpusFacts) -> Chart:
     figure, axes = _figure()
     axes.stairs(rate.per_second, x, color=GREY, label="rows asked for")
     axes.stairs(rate.ok_per_second, x, color=ACCENT, fill=True, alpha=0.35, label="images")
+    peak = max(rate.per_second)
+    axes.set_ylim(top=1.3 * peak)  # room for the legend
     axes.set_xlabel(f"{unit} since the first shard began")
     axes.legend(frameon=False, loc="upper right", labelcolor=MUTED)
-    peak = max(rate.per_second)
     words = f"Rows per second over {total / scale:.3g} {unit}, at most {peak:,.0f}"
     return _chart(figure, "throughput", "Throughput", "rows per second", words)
 

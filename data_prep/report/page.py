@@ -20,14 +20,15 @@ def render(facts: CorpusFacts, charts: Sequence[Chart]) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(count=lambda n: f"{n:,.0f}", percent=lambda n: f"{100 * n:.1f} %", words=_words)
+    environment.filters.update(
+        count=lambda n: f"{n:,.0f}", percent=lambda n: f"{100 * n:.1f} %", words=_words, size=_size
+    )
     return environment.get_template("page.html").render(
         facts=facts,
         charts=[(chart, Markup(chart.svg)) for chart in charts],
         rows=_rows(facts),
         thumbnails=contact_sheet(Path(facts.folder)),
         style=Markup(loader.get_source(environment, "page.css")[0]),
-        gigabytes=facts.manifest["bytes"] / 1e9 if facts.manifest else None,
     )
 
 
@@ -49,3 +50,12 @@ def _largest_first(counts: dict[str, int]) -> list[tuple[str, int]]:
 def _words(name: str) -> str:
     """`http_404` -> `HTTP 404`, `opt_out` -> `opt out`."""
     return name.replace("http_", "HTTP ").replace("_", " ")
+
+
+def _size(number: float) -> str:
+    """Bytes as 512 MB or 3.1 TB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} TB"
