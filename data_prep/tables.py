@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class MetadataFile:
         unpacked = 1 if self.path.suffix not in _COMPRESSIONS else 3
         return max(int(os.path.getsize(self.path) * unpacked * lines / max(len(start), 1)), 1)
 
-    def batches(self, pieces: Iterator[int] | None = None) -> Iterator[Batch]:
+    def batches(self, pieces: Sequence[int] | None = None) -> Iterator[Batch]:
         """The rows of some pieces, by default all, in order. Raises UserError that says where the file is damaged."""
         if self.format == "Parquet":
             yield from self._parquet(range(self.pieces) if pieces is None else pieces)
@@ -106,7 +106,7 @@ class MetadataFile:
         with self._open_delimited({}) as reader:
             return list(reader.schema.names)
 
-    def _parquet(self, groups: Iterator[int] | range) -> Iterator[Batch]:
+    def _parquet(self, groups: Sequence[int]) -> Iterator[Batch]:
         with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
             for group in groups:
                 where = f" (row group {group} of {file.metadata.num_row_groups})"
