@@ -41,10 +41,11 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """requests: with the further attempts for rows that fail. seconds_on_failures: of one connection, at the most;
-    connections: of one node.
+    """What downloading takes.
 
-    hosts: the busiest, {host, requests, per_second}.
+    kept: rows to ask for. requests: with the further attempts for rows that fail. connections: of one node.
+    seconds_on_failures: of one connection, if all failures are timeouts. hosts: the busiest,
+    {host, requests, per_second}.
     """
 
     rows: int
@@ -137,6 +138,7 @@ def _sample(files: Sequence[MetadataFile], screen: Screen) -> tuple[int, dict[st
 
 def as_text(result: Estimate) -> str:
     """For a person."""
+    waiting = result.seconds_on_failures / 3600
     known = "planned" if result.planned else f"kept, by a sample of {result.sampled:,}, before repeated ones go"
     lines = [
         f"rows:       {result.kept:,} {known}, of {result.rows:,}",
@@ -145,8 +147,8 @@ def as_text(result: Estimate) -> str:
         f"{result.assumed['images_per_second']:,.0f}, for {result.hours:,.2f} hours",
         f"disk:       {_bytes(result.disk_bytes)} of shards, and as much again until `verify` is through",
         f"requests:   {result.requests:,}, of which {result.retries:,} are further attempts for rows that fail",
-        f"failures:   at most {result.seconds_on_failures / 3600:,.0f} connection-hours of waiting (if every one is a timeout), "
-        f"which {result.connections:,} connections take {result.seconds_on_failures / 3600 / result.connections:,.1f} hours",
+        f"failures:   at most {waiting:,.0f} connection-hours of waiting, if every one is a timeout: "
+        f"{waiting / result.connections:,.1f} hours of {result.connections:,} connections",
         "per host:   " + ", ".join(f"{h['host']} {h['requests']:,} ({h['per_second']:,.1f}/s)" for h in result.hosts),
     ]
     return "\n".join(lines)
