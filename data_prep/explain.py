@@ -148,7 +148,9 @@ def _repeats(corpus: Corpus, plan: Plan, files: list[MetadataFile], screen: Scre
     def any_alike(_: pa.RecordBatch, screened: Screened) -> np.ndarray:
         hit, same = screened.reasons == 0, np.zeros(screened.rows.num_rows, bool)
         for names in alike.values():
-            same |= np.all([_mask(pc.equal(screened.rows[name], mine[name])) for name in names], axis=0)
+            columns = [(screened.rows[name], mine[name]) for name in names]
+            equal = [_mask(pc.equal(column, pa.scalar(value, column.type))) for column, value in columns]
+            same |= np.all(equal, axis=0)
         hit[hit] = same
         return hit
 
