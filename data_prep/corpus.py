@@ -31,7 +31,6 @@ class Columns(Section):
 class Screening(Section):
     """Which rows are not asked for. Part of the plan."""
 
-    allow_private: bool = False  # ask hosts that are written as loopback, private, link-local or metadata addresses
     max_url_bytes: int = Field(default=4_096, ge=10)
     min_caption_length: int = Field(default=1, ge=1)  # characters
     max_caption_length: int = Field(default=10_000, ge=1)  # characters
@@ -58,6 +57,7 @@ class Fetch(Section):
     retries: int = Field(default=2, ge=0)
     threads: int = Field(default=64, ge=1)  # per process
     processes: int = Field(default=1, ge=1)
+    allow_private: bool = False  # whether URLs may lead to loopback, private and link-local addresses
 
 
 class Hub(Section):
@@ -164,9 +164,9 @@ class Corpus:
         return replace(self, definition=self.definition.model_copy(update={"images": images}))
 
     def with_private_hosts(self) -> Corpus:
-        """The same corpus, whose images may lie on hosts that are written as private addresses."""
-        screen = self.definition.screen.model_copy(update={"allow_private": True})
-        return replace(self, definition=self.definition.model_copy(update={"screen": screen}))
+        """The same corpus, whose URLs may lead to private addresses."""
+        fetch = self.definition.fetch.model_copy(update={"allow_private": True})
+        return replace(self, definition=self.definition.model_copy(update={"fetch": fetch}))
 
     def described_differently(self) -> list[str]:
         """`key: stored -> given` for what `corpus.yaml` says otherwise; empty where there is none yet."""

@@ -140,7 +140,10 @@ def _slices(tables: Iterator[pa.Table], key: Key) -> Iterator[tuple[int, pa.Tabl
 def _write_item(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> int:
     """In row groups of fixed size, so that the file does not tell in which pieces its rows came."""
     written, waiting = 0, schema.empty_table()
-    with atomic_open(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+    with (
+        atomic_open(path) as stream,
+        pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=False) as writer,
+    ):
         for table in tables:
             waiting = pa.concat_tables([waiting, _as_planned(table, schema)])
             while waiting.num_rows >= _GROUP_ROWS:

@@ -189,6 +189,8 @@ def request(corpus: Corpus, tasks: int, samples_per_shard: int) -> dict[str, Any
     columns = definition.columns.model_dump(mode="json")
     if columns["image_hash"] is None:
         del columns["image_hash"]
+    if definition.fetch.allow_private:  # the one key of `fetch` that decides which rows are planned
+        settings["allow_private"] = True
     settings |= {"columns": columns, "images": definition.images.model_dump(mode="json")}
     return {
         "corpus": definition.name,

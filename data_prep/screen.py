@@ -68,6 +68,7 @@ class Screen:
     def __init__(self, corpus: Corpus) -> None:
         definition = corpus.definition
         self._columns, self._rules, self._captions = definition.columns, definition.screen, definition.captions
+        self._allow_private = definition.fetch.allow_private
         self._where = compile_where(definition.where) if definition.where is not None else None
         self._unwanted = "|".join(f"(?:{pattern})" for pattern in definition.screen.unwanted_captions)
         try:
@@ -134,7 +135,7 @@ class Screen:
         plain = pc.and_not(pc.match_substring_regex(urls, _PLAIN_URL), pc.match_substring_regex(urls, _PRIVATE_URL))
         with_care = np.flatnonzero((reasons == 0) & ~plain.to_numpy(zero_copy_only=False))
         for row, url in zip(with_care, urls.take(pa.array(with_care)).to_pylist(), strict=True):
-            problem = url_problem(url, self._rules.allow_private)
+            problem = url_problem(url, self._allow_private)
             if problem:
                 reasons[row] = _CODES[problem]
 

@@ -37,6 +37,16 @@ class Key:
     def items(self, keys: np.ndarray) -> np.ndarray:
         return keys[:, 1] % np.uint64(self.tasks)
 
+    def order(self, keys: np.ndarray) -> np.ndarray:
+        """Positions of the keys in order of (item, key)."""
+        item_bits = np.uint64((self.tasks - 1).bit_length())
+        leading = (self.items(keys) << (np.uint64(63) - item_bits)) | (keys[:, 0] >> (item_bits + np.uint64(1)))
+        order = np.argsort(leading)  # ten times as fast as by all 128 bits, which hardly ever matter
+        near = leading[order[1:]] == leading[order[:-1]]
+        if (near & (keys[order[1:]] != keys[order[:-1]]).any(axis=1)).any():
+            order = np.lexsort((keys[:, 1], keys[:, 0], self.items(keys)))
+        return order
+
     def ranges(self, keys: np.ndarray, number: int) -> np.ndarray:
         """Which of `number` equal ranges of the line each key lies in: lines of 2**32 places per item, end to end."""
         places = (self.items(keys) << np.uint64(32)) | (keys[:, 0] >> np.uint64(32))
@@ -48,7 +58,7 @@ def distinct(rows: pa.Table, key: Key) -> tuple[pa.Table, np.ndarray, int]:
     if not rows.num_rows:
         return rows, np.empty((0, 2), np.uint64), 0
     keys = key.of(rows)
-    order = np.lexsort((keys[:, 1], keys[:, 0], key.items(keys)))
+    order = key.order(keys)
     again = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
     if again.any():
         first = np.r_[True, ~again]

@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from pipeline.errors import UserError
 
 BATCH_ROWS = 65_536
 _BLOCK_BYTES = 8 << 20
+_START_BYTES = 1 << 20
 _FIRST_LINES = 1_000  # of JSON lines, which name every key that is wanted
 _COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
-_TYPES = {"text": pa.string(), "number": pa.float64(), "boolean": pa.bool_()}
+_TYPES = {"text": pa.string(), "number": pa.float64(), "boolean": pa.bool_(), "any": pa.string()}
 _TEXTS = (
     pa.types.is_string,
     pa.types.is_large_string,
@@ -77,12 +78,14 @@ class MetadataFile:
         if self.format == "Parquet":
             return pq.read_metadata(self.path).num_rows
         with pa.input_stream(str(self.path)) as stream:
-            start = stream.read(1 << 20)
+            start = stream.read(_START_BYTES)
         lines = max(start.count(b"\n"), 1)
+        if len(start) < _START_BYTES:
+            return lines
         unpacked = 1 if self.path.suffix not in _COMPRESSIONS else 3
         return max(int(os.path.getsize(self.path) * unpacked * lines / max(len(start), 1)), 1)
 
-    def batches(self, pieces: Iterator[int] | None = None) -> Iterator[Batch]:
+    def batches(self, pieces: Sequence[int] | None = None) -> Iterator[Batch]:
         """The rows of some pieces, by default all, in order. Raises UserError that says where the file is damaged."""
         if self.format == "Parquet":
             yield from self._parquet(range(self.pieces) if pieces is None else pieces)
@@ -116,14 +119,14 @@ class MetadataFile:
             return list(pq.read_schema(self.path).names)
         if self.format == "JSON lines":
             with pa.input_stream(str(self.path)) as stream:
-                lines = io.BytesIO(stream.read(1 << 20)).readlines()
+                lines = io.BytesIO(stream.read(_START_BYTES)).readlines()
             return list(
                 dict.fromkeys(key for line in lines[:_FIRST_LINES] if line[-1:] == b"\n" for key in json.loads(line))
             )
-        with self._open_delimited({}) as reader:
+        with self._open_delimited({}, lambda _: "skip") as reader:
             return list(reader.schema.names)
 
-    def _parquet(self, groups: Iterator[int] | range) -> Iterator[Batch]:
+    def _parquet(self, groups: Sequence[int]) -> Iterator[Batch]:
         with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
             for group in groups:
                 where = f" (row group {group} of {file.metadata.num_row_groups})"
@@ -139,19 +142,21 @@ class MetadataFile:
     def _delimited(self) -> Iterator[Batch]:
         malformed = 0
 
-        def count(_: pa.csv.InvalidRow) -> str:
+        def skip(_: pa.csv.InvalidRow) -> str:
             nonlocal malformed
             malformed += 1
             return "skip"
 
-        with self._open_delimited(dict.fromkeys(self.wanted, pa.binary()), count) as reader:
+        with self._open_delimited(dict.fromkeys(self.wanted, pa.binary()), skip) as reader:
             for rows in reader:
                 yield Batch(rows.select(list(self.wanted)), malformed)
                 malformed = 0
             if malformed:
                 yield Batch(rows.select(list(self.wanted)).slice(0, 0), malformed)
 
-    def _open_delimited(self, types: dict[str, pa.DataType], invalid: object = None) -> pa.csv.CSVStreamingReader:
+    def _open_delimited(
+        self, types: dict[str, pa.DataType], skip: Callable[[pa.csv.InvalidRow], str]
+    ) -> pa.csv.CSVStreamingReader:
         tabs = self.format == "TSV"
         return pa.csv.open_csv(
             str(self.path),
@@ -160,7 +165,7 @@ class MetadataFile:
                 delimiter="\t" if tabs else ",",
                 quote_char=False if tabs else '"',
                 newlines_in_values=not tabs,
-                invalid_row_handler=invalid,
+                invalid_row_handler=skip,
             ),
             pa.csv.ConvertOptions(
                 check_utf8=False, column_types=types, null_values=[""], strings_can_be_null=True, true_values=["true"]
@@ -180,13 +185,22 @@ class MetadataFile:
         for name, kind in self.wanted.items():
             column = rows.column(rows.schema.get_field_index(name))
             try:
-                columns.append(texts(column) if kind == "text" else _numbers(column, _TYPES[kind]))
+                columns.append(_in_kind(column, kind))
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError) as error:
                 raise UserError(
                     f"{self.path}: column {name!r} holds {column.type}, not {kind}{where}: {error}. "
                     "Every file has to hold the same there: mend the file, or leave the column out of the definition."
                 ) from error
         return pa.RecordBatch.from_arrays(columns, list(self.wanted))
+
+
+def _in_kind(column: pa.Array, kind: Kind) -> pa.Array:
+    match kind:
+        case "any":
+            return column
+        case "text":
+            return texts(column)
+    return _numbers(column, _TYPES[kind])
 
 
 def texts(column: pa.Array) -> pa.Array:

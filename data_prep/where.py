@@ -17,7 +17,7 @@ import pyarrow.dataset as ds
 
 from pipeline.errors import UserError
 
-Kind = Literal["number", "text", "boolean"]
+Kind = Literal["number", "text", "boolean", "any"]  # any: only whether there is a value
 _COMPARE = {
     ast.Eq: lambda a, b: a == b,
     ast.NotEq: lambda a, b: a != b,
@@ -30,7 +30,7 @@ _ARITHMETIC = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a.cast(pa.float64()) / b.cast(pa.float64()),
+    ast.Div: lambda a, b: pc.divide(a.cast(pa.float64()), b.cast(pa.float64())),  # by zero: infinite
 }
 
 
@@ -98,7 +98,7 @@ class _Parser:
         if isinstance(operator, ast.Is | ast.IsNot):
             if not (isinstance(left, ast.Name) and isinstance(right, ast.Constant) and right.value is None):
                 raise self._meaningless(right, "is can only ask `column is None`")
-            self.columns.setdefault(left.id, "text")
+            self.columns.setdefault(left.id, "any")
             missing = pc.field(left.id).is_null()
             return missing if isinstance(operator, ast.Is) else ~missing
         if isinstance(operator, ast.In | ast.NotIn):
@@ -125,8 +125,9 @@ class _Parser:
     def _value(self, node: ast.expr, kind: Kind) -> pc.Expression:
         match node:
             case ast.Name(id=name):
-                if self.columns.setdefault(name, kind) != kind:
+                if self.columns.get(name, "any") not in ("any", kind):
                     raise ValueError(f"{name} is a {self.columns[name]} in one place and a {kind} in another")
+                self.columns[name] = kind
                 return pc.field(name)
             case ast.Constant(value=bool()) if kind == "boolean":
                 return pc.scalar(node.value)
