@@ -9,7 +9,7 @@ import click
 from data_prep.console import EXAMPLE, answer, find_corpus, json_option, name_argument
 
 
-@click.command(epilog=EXAMPLE + "data-prep new birds lists/*.parquet --licence 'CC-BY-4.0 (the list)'")
+@click.command(epilog=EXAMPLE + "data-prep new birds birds.csv --licence 'CC-BY-4.0 (the list)'")
 @name_argument
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--url", help="Column with the URLs.  [default: found by its content]")

@@ -84,10 +84,10 @@ class Selections:
         for part in range(parts):
             for number, places in self._repeated(selections, part, parts):
                 found.setdefault(number, []).append(places)
-        for number, places in found.items():
+        for number, arrays in found.items():
             with atomic_open(self._file(number, ".repeated.npy")) as stream:
-                np.save(stream, np.sort(np.concatenate(places)))
-        return {number: sum(map(len, places)) for number, places in found.items()}
+                np.save(stream, np.sort(np.concatenate(arrays)))
+        return {number: sum(map(len, arrays)) for number, arrays in found.items()}
 
     def _repeated(self, selections: Sequence[Selection], part: int, parts: int) -> Iterator[tuple[int, np.ndarray]]:
         """(shard, places in its file) of the repeated uids of one of `parts` equal pieces of the space of uids."""

@@ -13,7 +13,10 @@ from data_prep.corpus import CorpusDefinition
 from data_prep.screen import REASONS
 
 ROOT = Path(__file__).parents[2]
-NAMED = set(re.findall(r"`([^`]+)`", (ROOT / "docs/corpora.md").read_text(encoding="utf-8")))
+TEXT = re.sub(
+    r"^```.*?^```", "", (ROOT / "docs/corpora.md").read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+)
+NAMED = set(re.findall(r"`([^`]+)`", TEXT))
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
