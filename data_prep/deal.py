@@ -47,7 +47,7 @@ def open_files(paths: Sequence[Path], screen: Screen, definition: CorpusDefiniti
 
 def ranges_for(files: Sequence[MetadataFile]) -> int:
     """In how many ranges the rows of these files are spilled, so that each fits in memory several times over."""
-    rows, size = sum(file.rows() for file in files), sum(os.path.getsize(file.path) for file in files)
+    rows, size = sum(file.rows for file in files), sum(os.path.getsize(file.path) for file in files)
     return 1 + max(rows // RANGE_ROWS, size // RANGE_BYTES)
 
 
@@ -70,7 +70,7 @@ def scatter(
 
     report: called with (rows read, rows in all, as far as known).
     """
-    total, rows_read, dropped, piece = sum(file.rows() for file in files) // parts, 0, Counter[str](), 0
+    total, rows_read, dropped, piece = sum(file.rows for file in files) // parts, 0, Counter[str](), 0
     for file in files:
         mine = [number for number in range(file.pieces) if (piece + number) % parts == part]
         piece += file.pieces

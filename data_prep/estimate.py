@@ -75,7 +75,7 @@ def estimate(corpus: Corpus, assumed: Assumed) -> Estimate:
     if not kept_share:
         raise UserError(f"not one of {sampled:,} rows of {corpus.folder} passes the screening: {dropped}")
     planned = corpus.plan_file.exists()
-    rows = sum(file.rows() for file in files)
+    rows = sum(file.rows for file in files)
     kept = read_plan(corpus).rows_planned if planned else round(rows * kept_share)
     nodes, hours = _nodes_and_hours(kept, assumed)
     failed = kept * (1 - assumed.success)

@@ -73,7 +73,7 @@ def explain(corpus: Corpus, asked: str) -> list[Explained]:
     if not found and asked.isdigit() and not is_uid(asked):
         found = list(_rows(files, screen, None, int(asked)))
     if not found:
-        rows = f"a row number below {sum(file.rows() for file in files):,}, a uid or a URL"
+        rows = f"a row number below {sum(file.rows for file in files):,}, a uid or a URL"
         raise UserError(f"the metadata of {corpus.folder} has no row {asked!r}: give {rows}")
     plan = read_plan(corpus) if corpus.plan_file.exists() else None
     return [_explained(corpus, plan, files, screen, row) for row in found]
@@ -100,8 +100,8 @@ def _rows(files: list[MetadataFile], screen: Screen, test: Test | None, number: 
     """The rows that pass the test, or without one the row of that number."""
     start = 0
     for file in files:
-        if test is None and file.format == "Parquet" and number >= start + file.rows():
-            start += file.rows()
+        if test is None and file.format == "Parquet" and number >= start + file.rows:
+            start += file.rows
             continue
         for batch in file.batches():
             rows, stop = batch.rows, start + batch.rows.num_rows
@@ -137,7 +137,7 @@ def _explained(
 def _repeats(corpus: Corpus, plan: Plan, files: list[MetadataFile], screen: Screen, found: _Found) -> tuple[str, str]:
     """Which planned row a dropped one repeats, and in what."""
     definition, mine = corpus.definition, found.row
-    alike = {"duplicate": UID}
+    alike: dict[str, tuple[str, ...]] = {"duplicate": UID}
     if "url_caption" in definition.screen.distinct:
         alike["duplicate_url_caption"] = ("url", "caption")
     if "url" in definition.screen.distinct:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +24,8 @@ from data_prep.where import Kind
 from pipeline.errors import UserError
 
 BATCH_ROWS = 65_536
-_BLOCK_BYTES = 8 << 20
+_BATCH_BYTES = 64 << 20
+_BLOCK_BYTES = 8 << 20  # of lines
 _START_BYTES = 1 << 20
 _FIRST_LINES = 1_000  # of JSON lines, which name every key that is wanted
 _COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
@@ -49,34 +51,32 @@ class Batch:
 class MetadataFile:
     """One file of metadata, opened far enough to know that it can be read.
 
+    pieces: parts that can be read on their own, row groups of Parquet, else the whole file.
+
     Raises UserError when it is of no known format, damaged, or lacks a wanted column.
     """
 
     def __init__(self, path: Path, wanted: Mapping[str, Kind], header: tuple[str, ...] = ()) -> None:
         """wanted: column to what it holds. header: names of the columns of a CSV or TSV that has no header line."""
         self.path, self.wanted, self._header = path, dict(wanted), header
-        self.format = _format(path)
+        self.format, self.pieces = _format(path), 1
         try:
             present = self._schema()
         except _BAD_DATA as error:
             raise UserError(f"{path} is not a {self.format} file: {error}") from error
         self.columns = present
-        self.missing = [name for name in wanted if name not in present]
-        if self.missing:
+        missing = [name for name in wanted if name not in present]
+        if missing:
             raise UserError(
-                f"{path} has no column {self.missing[0]!r}: it has {', '.join(present) or 'none'}. "
+                f"{path} has no column {missing[0]!r}: it has {', '.join(present) or 'none'}. "
                 "Say in the corpus definition what the columns are called."
             )
 
-    @property
-    def pieces(self) -> int:
-        """Parts that can be read on their own: row groups of Parquet, else the whole file."""
-        return pq.read_metadata(self.path).num_row_groups if self.format == "Parquet" else 1
-
+    @cached_property
     def rows(self) -> int:
         """Rows: of Parquet as its footer says, else reckoned from the length of the first lines."""
         if self.format == "Parquet":
-            return pq.read_metadata(self.path).num_rows
+            return self._parquet_rows
         with pa.input_stream(str(self.path)) as stream:
             start = stream.read(_START_BYTES)
         lines = max(start.count(b"\n"), 1)
@@ -116,7 +116,9 @@ class MetadataFile:
 
     def _schema(self) -> list[str]:
         if self.format == "Parquet":
-            return list(pq.read_schema(self.path).names)
+            with pq.ParquetFile(self.path) as file:
+                self.pieces, self._parquet_rows = file.metadata.num_row_groups, file.metadata.num_rows
+                return list(file.schema_arrow.names)
         if self.format == "JSON lines":
             with pa.input_stream(str(self.path)) as stream:
                 lines = io.BytesIO(stream.read(_START_BYTES)).readlines()
@@ -131,7 +133,9 @@ class MetadataFile:
             for group in groups:
                 where = f" (row group {group} of {file.metadata.num_row_groups})"
                 try:
-                    for rows in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(self.wanted)):
+                    for rows in file.iter_batches(
+                        _batch_rows(file, group), row_groups=[group], columns=list(self.wanted)
+                    ):
                         yield Batch(self._conformed(rows, where))
                 except _BAD_DATA as error:
                     raise UserError(
@@ -192,6 +196,12 @@ class MetadataFile:
                     "Every file has to hold the same there: mend the file, or leave the column out of the definition."
                 ) from error
         return pa.RecordBatch.from_arrays(columns, list(self.wanted))
+
+
+def _batch_rows(file: pq.ParquetFile, group: int) -> int:
+    """So many that a batch is of bounded size, whatever the length of the texts."""
+    row_group = file.metadata.row_group(group)
+    return max(min(BATCH_ROWS, _BATCH_BYTES * row_group.num_rows // max(row_group.total_byte_size, 1)), 1)
 
 
 def _in_kind(column: pa.Array, kind: Kind) -> pa.Array:

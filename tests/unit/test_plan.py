@@ -91,6 +91,24 @@ def test_repeated_uids_keep_one_row_whatever_the_order(tmp_path: Path) -> None:
         assert kept == [{"uid": "f" * 32, "url": "http://h/0", "caption": "c"}]
 
 
+def test_further_captions_are_planned_along_and_decide_nothing(tmp_path: Path) -> None:
+    rows = [{**row, "alt": f" alt\n{n}" if n else None} for n, row in enumerate(good_rows(3))]
+    corpus = corpus_at(tmp_path, rows)
+    plain, _ = make_plan(corpus, tasks=1, samples_per_shard=10, dry_run=True)
+    definition = corpus.definition.model_copy(update={"captions": ("alt",)})
+    plan, _ = make_plan(replace(corpus, definition=definition), tasks=1, samples_per_shard=10)
+    planned = planned_rows(corpus, plan)[0]
+    assert {(row["url"], row["alt"]) for row in planned} == {
+        (row["url"], f"alt {n}" if n else "") for n, row in enumerate(rows)
+    }
+    assert [row["uid"] for row in planned] == sorted(map(uid_of, rows))
+    assert plain.settings.keys() == {"columns", "images"}, "what is left out names nothing"
+    assert plan.settings["captions"] == ["alt"]
+    clash = corpus.definition.model_copy(update={"captions": ("url",)})
+    with pytest.raises(UserError, match="a further caption cannot be called 'url'"):
+        make_plan(replace(corpus, definition=clash), tasks=1, samples_per_shard=10)
+
+
 def test_given_uids_spread_over_items_even_when_they_count_up() -> None:
     counts = [0] * 8
     for number in range(800):

@@ -7,6 +7,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -65,7 +66,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, monkeypatch
         path = path.rename(tmp_path / name)
     file = MetadataFile(path, WANTED)
     assert read(file) == rows * 20
-    assert file.rows() == len(rows) * 20 if name.endswith("parquet") else 0.3 < file.rows() / len(rows) / 20 < 3
+    assert file.rows == len(rows) * 20 if name.endswith("parquet") else 0.3 < file.rows / len(rows) / 20 < 3
     assert next(file.batches()).rows.schema.types == [pa.string(), pa.string(), pa.float64()]
 
 
@@ -168,6 +169,16 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, name: str, content: b
     with pytest.raises(UserError) as refused:
         MetadataFile(tmp_path / name, {"url": "text", "caption": "text"})
     assert message in str(refused.value)
+
+
+def test_long_texts_come_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_prep.tables, "_BATCH_BYTES", 100_000)
+    draw = np.random.default_rng(0)
+    captions = ["".join(map(chr, draw.integers(97, 123, 10_000))) for _ in range(50)]
+    pq.write_table(pa.table({"caption": captions}), tmp_path / "a.parquet")
+    batches = [batch.rows for batch in MetadataFile(tmp_path / "a.parquet", {"caption": "text"}).batches()]
+    assert max(batch.nbytes for batch in batches) < 2 * 100_000
+    assert [text for batch in batches for text in batch["caption"].to_pylist()] == captions
 
 
 def test_pieces_are_the_whole(tmp_path: Path) -> None:
