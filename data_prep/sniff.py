@@ -171,7 +171,7 @@ def _preview(files: Sequence[MetadataFile], table: pa.Table, url: str | None, ca
     return Preview(
         format=files[0].format,
         files=len(files),
-        rows=sum(file.rows() for file in files),
+        rows=sum(file.rows for file in files),
         sampled=table.num_rows,
         columns=[_column(table, name) for name in table.column_names],
         url=url,
