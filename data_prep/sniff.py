@@ -106,7 +106,8 @@ def definition_yaml(
     tree["columns"] = {"url": preview.url, "caption": preview.caption}
     if preview.uid:
         tree["columns"]["uid"] = preview.uid
-    tree["expected_rows"] = preview.rows
+    if preview.format == "Parquet":  # of the others the number is reckoned
+        tree["expected_rows"] = preview.rows
     parse(CorpusDefinition, tree, where=f"the new corpus {name!r}")
     lines = [
         f"# Written by `data-prep new`, which saw {preview.sampled:,} rows with {preview.distinct_hosts:,} hosts.",

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,7 +25,7 @@ _COLOURS = {
     "#8b929b": "--grey",
 }
 ACCENT, SECOND, MUTED, LINE, GREY = _COLOURS
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "report",
     "font.family": "sans-serif",
@@ -123,7 +124,7 @@ def _histogram(key: str, title: str, unit: str, series: dict[str, Sequence[float
     bins = np.geomspace(low, high, 41) if log else np.linspace(low, high, 41)
     figure, axes = _figure()
     for (label, values), colour in zip(series.items(), (GREY, ACCENT) if len(series) > 1 else (ACCENT,), strict=False):
-        axes.hist(values, bins, color=colour, alpha=0.6, label=label)
+        axes.hist(values, bins.tolist(), color=colour, alpha=0.6, label=label)
     if log:
         axes.set_xscale("log")
         _plain_ticks(axes, low, high)
@@ -138,7 +139,7 @@ def _histogram(key: str, title: str, unit: str, series: dict[str, Sequence[float
 def _plain_ticks(axes: Axes, low: float, high: float) -> None:
     """Numbers as people write them: 1, 2, 5, 10, ... over decades, and evenly spaced ones within one."""
     decades = [m * 10.0**e for e in range(-3, 10) for m in (1, 2, 5)]
-    ticks = decades if high / low > 10 else MaxNLocator(6).tick_values(low, high).tolist()
+    ticks = decades if high / low > 10 else [float(tick) for tick in MaxNLocator(6).tick_values(low, high)]
     ticks = [tick for tick in ticks if low <= tick <= high]
     ticks = ticks[:: 1 + len(ticks) // 8]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
