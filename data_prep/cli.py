@@ -7,6 +7,10 @@ from pathlib import Path
 
 import click
 
+from data_prep.cli_define import metadata, new
+from data_prep.cli_derive import merge, reshard, subset, upload
+from data_prep.cli_plan import plan
+from data_prep.cli_report import report as report_command
 from data_prep.cli_sources import fabricate, serve
 from data_prep.console import EXAMPLE, Commands, answer, find_corpus, json_option, name_argument, task_option
 from pipeline.errors import UserError
@@ -39,65 +43,11 @@ def main(context: click.Context, root: Path) -> None:
     context.obj = root
 
 
+main.add_command(new)
+main.add_command(metadata)
 main.add_command(fabricate)
 main.add_command(serve)
-
-
-@main.command(epilog=EXAMPLE + "data-prep plan demo --tasks 4 --samples-per-shard 1000")
-@name_argument
-@click.option("--tasks", type=click.IntRange(1, 100_000), default=1, help="Work items to cut the rows into.")
-@click.option("--samples-per-shard", type=click.IntRange(1), default=10_000, help="Samples of a full shard.")
-@click.option("--image-size", type=click.IntRange(1), help="Longest side kept, pixels.  [default: the corpus's]")
-@click.option("--dry-run", is_flag=True, help="Say what would be planned; write nothing.")
-@json_option
-@click.pass_obj
-def plan(
-    root: Path,
-    name: str,
-    tasks: int,
-    samples_per_shard: int,
-    image_size: int | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """Freeze which rows are downloaded, and cut them into work items.
-
-    Reads the metadata (Parquet with URLs and captions), drops unusable and repeated rows with a reason, and
-    gives each row a stable uid. The same again does nothing; other rows or settings are refused, with the
-    difference.
-    """
-    from data_prep.outcomes import describe
-    from data_prep.plan import make_plan
-    from data_prep.progress import progress
-
-    corpus = find_corpus(name, root)
-    if image_size:
-        corpus = corpus.with_image_size(image_size)
-    described = corpus.described_differently()
-    with progress("planning rows") as report:
-        made, new = make_plan(corpus, tasks=tasks, samples_per_shard=samples_per_shard, dry_run=dry_run, report=report)
-    if dry_run:
-        verb = "would plan" if new else "already planned, nothing to do:"
-    else:
-        verb = "planned" if new else "already planned, nothing done:"
-    result = {
-        "new": new,
-        "dry_run": dry_run,
-        "fingerprint": made.fingerprint,
-        "tasks": made.tasks,
-        "rows_read": made.rows_read,
-        "rows_planned": made.rows_planned,
-        "dropped": made.dropped,
-        "described_differently": described,
-    }
-    text = (
-        f"{verb} {made.rows_planned:,} of {made.rows_read:,} rows in {made.tasks} work items at "
-        f"{corpus.folder} (dropped: {describe(made.dropped)})"
-    )
-    if described:
-        verb = "would change" if dry_run else f"changed; `data-prep manifest {made.corpus}` publishes it"
-        text += f"\ncorpus.yaml {verb}:\n  " + "\n  ".join(described)
-    answer(as_json, result, text)
+main.add_command(plan)
 
 
 @main.command(epilog=EXAMPLE + "data-prep download demo --task 0 --processes 4 --threads 128")
@@ -232,3 +182,7 @@ def status(root: Path, name: str, as_json: bool) -> None:
     corpus = find_corpus(name, root)
     result = how_far(corpus)
     answer(as_json, result, "\n".join(f"{key + ':':<12}{value:,}" for key, value in result.items()))
+
+
+for command in (report_command, subset, merge, reshard, upload):
+    main.add_command(command)

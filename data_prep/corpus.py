@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from glob import escape, glob
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import Field
@@ -24,6 +25,18 @@ class Columns(Section):
     url: str = "url"
     caption: str = "caption"
     uid: str | None = None  # 32 hex digits per row, as DataComp publishes them
+    image_hash: str | None = None  # any text that equal images share: of rows with the same one, one is kept
+
+
+class Screening(Section):
+    """Which rows are not asked for. Part of the plan."""
+
+    max_url_bytes: int = Field(default=4_096, ge=10)
+    min_caption_length: int = Field(default=1, ge=1)  # characters
+    max_caption_length: int = Field(default=10_000, ge=1)  # characters
+    min_caption_words: int = Field(default=1, ge=1)
+    unwanted_captions: tuple[str, ...] = ()  # regular expressions (RE2); a caption that matches one is dropped
+    distinct: tuple[Literal["url", "url_caption"], ...] = ("url_caption",)  # of rows with the same, one is kept
 
 
 class Images(Section):
@@ -44,20 +57,44 @@ class Fetch(Section):
     retries: int = Field(default=2, ge=0)
     threads: int = Field(default=64, ge=1)  # per process
     processes: int = Field(default=1, ge=1)
+    allow_private: bool = False  # whether URLs may lead to loopback, private and link-local addresses
+
+
+class Hub(Section):
+    """Files of a data set of the Hugging Face hub, at a commit."""
+
+    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")  # owner/name
+    revision: str = "main"  # a commit's 40 hex digits; of a branch, the commit found first is kept
+    files: tuple[str, ...] = ("*.parquet",)  # patterns of its paths, of which * crosses folders
+    into: str = Field(default="metadata", pattern=r"^[a-z0-9_-]+$")  # folder of the corpus that gets them
 
 
 class CorpusDefinition(Section):
-    """What a corpus is and where its rows come from."""
+    """What a corpus is and where its rows come from. Keys that are left out change no plan that was made without."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     title: str
     licence: str
     source: str = "not stated"  # where the metadata comes from
-    metadata: str = "metadata/*.parquet"  # glob, absolute or relative to the corpus folder
+    metadata: str | tuple[str, ...] = "metadata/*.parquet"  # globs, absolute or relative to the corpus folder
+    header: tuple[str, ...] = ()  # names of the columns, where CSV or TSV files have no header line
     columns: Columns = Columns()
+    captions: tuple[str, ...] = ()  # further columns, kept in each sample's JSON under their own names
+    screen: Screening = Screening()
+    where: str | None = None  # rows to keep: `similarity >= 0.28 and original_width >= 200`
+    uids: str | None = None  # rows to keep: .npy file of uids in DataComp's form (dtype u8,u8), found as `metadata` is
     images: Images = Images()
     fetch: Fetch = Fetch()
+    hub: tuple[Hub, ...] = ()  # what `data-prep metadata` fetches
+    urls: tuple[str, ...] = ()  # what it copies into metadata/: files or patterns at URLs (https://, s3://)
+    by_hand: str | None = None  # what a person has to do first, such as accepting a licence
+    expected_rows: int | None = Field(default=None, ge=1)  # of the metadata, before any filter
     published_yield: float | None = Field(default=None, gt=0, le=1)  # share of rows that others got
+    unverified: str | None = None  # what of all this was taken from elsewhere and not tried here
+
+    @property
+    def metadata_patterns(self) -> tuple[str, ...]:
+        return (self.metadata,) if isinstance(self.metadata, str) else self.metadata
 
 
 @dataclass(frozen=True)
@@ -90,22 +127,33 @@ class Corpus:
         return self.folder / "shards" / f"{item:05d}-{number:03d}.tar"
 
     def metadata_files(self) -> dict[str, Path]:
-        """The Parquet files to plan, by the names under which the plan records them, in order.
+        """The files to plan, by the names under which the plan records them, in order.
 
         Inside the folder a name is relative to it, so that a corpus may be moved as a whole.
         Raises UserError when the pattern finds nothing.
         """
         folder = Path(os.path.abspath(self.folder))
-        pattern = os.path.join(escape(str(folder)), self.definition.metadata)
-        found = (Path(os.path.normpath(path)) for path in glob(pattern, recursive=True))
+        patterns = [os.path.join(escape(str(folder)), pattern) for pattern in self.definition.metadata_patterns]
+        found = {Path(os.path.normpath(path)) for pattern in patterns for path in glob(pattern, recursive=True)}
         files = sorted(path for path in found if path.is_file())
         if not files:
+            fetched = self.definition.hub or self.definition.urls
+            way = f"run `data-prep metadata {self.definition.name}`" if fetched else "put the files there"
             raise UserError(
-                f"no metadata at {folder / self.definition.metadata}: put the Parquet files with URLs and "
-                f"captions there, or say in the definition's `metadata` where they are "
-                f"(source: {self.definition.source})"
+                f"no metadata at {folder / self.definition.metadata_patterns[0]}: {way}, or say in the definition's "
+                f"`metadata` where the files with URLs and captions are (source: {self.definition.source})"
             )
         return {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in files}
+
+    @property
+    def uid_list(self) -> Path | None:
+        """The .npy file of the uids to keep. Raises UserError when it is not there."""
+        if self.definition.uids is None:
+            return None
+        path = Path(os.path.abspath(self.folder)) / self.definition.uids
+        if not path.is_file():
+            raise UserError(f"no uid list at {path}: run `data-prep metadata {self.definition.name}`, or put it there")
+        return path
 
     def lock(self, what: str) -> Path:
         return self.folder / "locks" / what
@@ -114,6 +162,11 @@ class Corpus:
         """The same corpus with another size of images (longest side, pixels)."""
         images = self.definition.images.model_copy(update={"image_size": image_size})
         return replace(self, definition=self.definition.model_copy(update={"images": images}))
+
+    def with_private_hosts(self) -> Corpus:
+        """The same corpus, whose URLs may lead to private addresses."""
+        fetch = self.definition.fetch.model_copy(update={"allow_private": True})
+        return replace(self, definition=self.definition.model_copy(update={"fetch": fetch}))
 
     def described_differently(self) -> list[str]:
         """`key: stored -> given` for what `corpus.yaml` says otherwise; empty where there is none yet."""
@@ -138,14 +191,16 @@ def shipped_names() -> list[str]:
 def open_corpus(name: str, root: Path) -> Corpus:
     """Find a corpus by what the user typed.
 
-    name: a shipped corpus, a path to a YAML definition (both live in `root/<their name>`), the name of a
-    folder in `root`, or a path to such a folder. A folder's own `corpus.yaml` goes before the shipped file.
+    name: a shipped corpus, a YAML definition by its path or by its name in `root` (all live in `root/<their name>`),
+    the name of a folder in `root`, or a path to one. A folder's own `corpus.yaml` goes before the other files.
     Raises UserError when there is no such corpus or its definition is not valid.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         definition = read_definition(path)
         return _beside(path.parent, Corpus(root / definition.name, definition))
+    if (root / f"{name}.yaml").is_file() and not (root / name / "corpus.yaml").is_file():
+        return open_corpus(str(root / f"{name}.yaml"), root)
     for folder in (root / name, path):
         if (folder / "corpus.yaml").is_file():
             return Corpus(folder, read_definition(folder / "corpus.yaml"))
@@ -159,12 +214,17 @@ def open_corpus(name: str, root: Path) -> Corpus:
 
 
 def _beside(home: Path, corpus: Corpus) -> Corpus:
-    """The corpus of a YAML file in `home`: a pattern that the file gives is relative to it, not to the folder."""
-    home, pattern = Path(os.path.abspath(home)), corpus.definition.metadata
-    if "metadata" not in corpus.definition.model_fields_set or home == Path(os.path.abspath(corpus.folder)):
+    """The corpus of a YAML file in `home`: paths that the file gives are relative to it, not to the folder."""
+    home, definition = Path(os.path.abspath(home)), corpus.definition
+    if home == Path(os.path.abspath(corpus.folder)):
         return corpus
-    update = {"metadata": os.path.join(escape(str(home)), pattern)}
-    return replace(corpus, definition=corpus.definition.model_copy(update=update))
+    update: dict[str, object] = {}
+    if "metadata" in definition.model_fields_set:
+        absolute = tuple(os.path.join(escape(str(home)), pattern) for pattern in definition.metadata_patterns)
+        update["metadata"] = absolute[0] if isinstance(definition.metadata, str) else absolute
+    if definition.uids is not None:
+        update["uids"] = str(home / definition.uids)
+    return replace(corpus, definition=definition.model_copy(update=update))
 
 
 def read_definition(path: Path) -> CorpusDefinition:

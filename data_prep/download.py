@@ -23,7 +23,6 @@ from data_prep.downloaded import LOG, Done, claim, read_done, remove_unfinished,
 from data_prep.incoming import GuardedResizer
 from data_prep.plan import Plan, read_item, read_plan
 from data_prep.progress import Report, silent
-from data_prep.rows import ROW_SCHEMA
 from data_prep.workers import worker_pool
 from pipeline.errors import UserError
 from pipeline.locks import exclusive
@@ -139,7 +138,7 @@ def _download_shard(shard: _Shard) -> None:
         save_caption=True,
         extract_exif=False,
         output_folder=str(shard.folder),
-        column_list=ROW_SCHEMA.names,
+        column_list=pa.ipc.open_file(str(shard.rows)).schema.names,
         timeout=fetch.timeout_seconds,
         number_sample_per_shard=shard.capacity,
         oom_shard_count=5,

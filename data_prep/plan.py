@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,21 +18,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus, Images
-from data_prep.deal import deal
+from data_prep.deal import gather, keys_of, open_files, ranges_for, scatter
 from data_prep.manifest import MANIFEST_FILES
-from data_prep.outcomes import describe
+from data_prep.outcomes import describe, tally
 from data_prep.progress import Report, silent
-from data_prep.rows import ROW_SCHEMA
+from data_prep.screen import Screen
+from data_prep.spill import Spill
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_json, sha256_file, write_json
 from pipeline.locks import exclusive
+
+_LATER = ("header", "captions", "where", "uids", "screen")  # settings that early plans do not name
 
 
 @dataclass(frozen=True)
 class Plan:
     """A frozen plan, as `plan.json` holds it.
 
-    settings: what decides the content (columns, image settings). inputs: metadata file to sha256.
+    settings: what decides the content (columns, screening, images). inputs: metadata file, or uid list, to sha256.
     dropped: reason to number of rows. items: {item, path, rows, sha256} in order.
     """
 
@@ -61,7 +64,16 @@ class Plan:
 
     def request(self) -> dict[str, Any]:
         """What was asked for: equal requests give equal plans."""
-        return _request(self.corpus, self.tasks, self.samples_per_shard, self.settings, self.inputs)
+        return {key: getattr(self, key) for key in ("corpus", "tasks", "samples_per_shard", "settings", "inputs")}
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """What making a plan finds out; the fields are Plan's."""
+
+    rows_read: int
+    dropped: dict[str, int]
+    items: list[dict[str, Any]]
 
 
 def read_plan(corpus: Corpus) -> Plan:
@@ -77,7 +89,7 @@ def read_plan(corpus: Corpus) -> Plan:
 
 
 def read_item(corpus: Corpus, plan: Plan, item: int) -> pa.Table:
-    """The rows of one work item (ROW_SCHEMA), proven to be those that were planned.
+    """The rows of one work item (ROW_SCHEMA and the corpus's further captions), proven to be those that were planned.
 
     Raises UserError when its file is not what the plan says.
     """
@@ -87,7 +99,7 @@ def read_item(corpus: Corpus, plan: Plan, item: int) -> pa.Table:
             f"{path} is missing or not what was planned: run `data-prep plan {plan.corpus} ...` "
             "as before, it mends that"
         )
-    return pq.read_table(path, schema=ROW_SCHEMA)
+    return pq.ParquetFile(path).read()
 
 
 def make_plan(
@@ -99,21 +111,36 @@ def make_plan(
     A definition that differs only in what it says of the corpus, or in how it fetches, is stored and changes nothing
     else. Raises UserError when another plan is in force (with the differences) or no row is usable.
     """
-    metadata = corpus.metadata_files()
-    wanted = _request(
-        corpus.definition.name,
-        tasks,
-        samples_per_shard,
-        {name: getattr(corpus.definition, name).model_dump(mode="json") for name in ("columns", "images")},
-        {name: sha256_file(path) for name, path in metadata.items()},
-    )
+    definition, screen = corpus.definition, Screen(corpus)
+    files = open_files(list(corpus.metadata_files().values()), screen, definition)
+    wanted = {**request(corpus, tasks, samples_per_shard), "inputs": digests(inputs(corpus))}
+
+    def build(scratch: Path, target: Path) -> Dealt:
+        keys, ranges = keys_of(definition, tasks), ranges_for(files)
+        spill = Spill(scratch / "rows", keys[0], ranges)
+        read = scatter(files, screen, spill, report)
+        repeated, items = gather(
+            [spill.folder], keys, ranges, captions=definition.captions, scratch=scratch, target=target
+        )
+        return Dealt(read.rows_read, tally(read.dropped, repeated), items)
+
+    return settle(corpus, wanted, build, dry_run)
+
+
+def settle(
+    corpus: Corpus, wanted: dict[str, Any], build: Callable[[Path, Path], Dealt], dry_run: bool = False
+) -> tuple[Plan, bool]:
+    """The plan in force if it is what is wanted and whole, else the one that `build` makes, frozen; and if it is new.
+
+    wanted: as `Plan.request`. build: called with a folder for scratch and the folder for `plan/`.
+    """
     with ExitStack() as stack:
         if not dry_run:
             stack.enter_context(exclusive(corpus.lock("plan"), f"the plan of {corpus.folder}"))
         if corpus.plan_file.exists():
             plan = read_plan(corpus)
-            _refuse_change(corpus, plan.request(), wanted)
-            if all(_intact(corpus.folder, entry) for entry in plan.items):
+            refuse_change(corpus, plan.request(), wanted)
+            if is_whole(corpus, plan):
                 if not dry_run and corpus.described_differently():
                     corpus.save_definition()
                 return plan, False
@@ -121,28 +148,23 @@ def make_plan(
             for name in MANIFEST_FILES:  # of an earlier plan: nothing may be trained on what this one does not hold
                 (corpus.folder / name).unlink(missing_ok=True)
         scratch = Path(stack.enter_context(_scratch(None if dry_run else corpus.folder)))
-        target = scratch if dry_run else corpus.folder
-        plan = _build(corpus, list(metadata.values()), wanted, scratch, target, report)
+        dealt = build(scratch, scratch if dry_run else corpus.folder)
+        plan = _assemble(corpus, wanted, dealt)
         if not dry_run:
             corpus.save_definition()
             write_json(corpus.plan_file, asdict(plan))
         return plan, True
 
 
-def _build(
-    corpus: Corpus, metadata: list[Path], wanted: dict[str, Any], scratch: Path, target: Path, report: Report
-) -> Plan:
-    rows_read, dropped, items = deal(
-        metadata, corpus.definition.columns, wanted["tasks"], scratch=scratch, target=target, report=report
-    )
-    planned = sum(entry["rows"] for entry in items)
+def _assemble(corpus: Corpus, wanted: dict[str, Any], dealt: Dealt) -> Plan:
+    planned = sum(entry["rows"] for entry in dealt.items)
     if not planned:
         raise UserError(
-            f"corpus {corpus.definition.name!r} has no usable rows: {rows_read:,} read from {corpus.folder}, "
-            f"dropped: {describe(dropped)}"
+            f"corpus {corpus.definition.name!r} has no usable rows: {dealt.rows_read:,} read from {corpus.folder}, "
+            f"dropped: {describe(dealt.dropped)}"
         )
-    digest = fingerprint([wanted, items])
-    return Plan(fingerprint=digest, rows_read=rows_read, rows_planned=planned, dropped=dropped, items=items, **wanted)
+    digest = fingerprint([wanted, dealt.items])
+    return Plan(fingerprint=digest, rows_planned=planned, **vars(dealt), **wanted)
 
 
 @contextmanager
@@ -160,16 +182,37 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _request(
-    corpus: str, tasks: int, samples_per_shard: int, settings: dict[str, Any], inputs: dict[str, str]
-) -> dict[str, Any]:
+def request(corpus: Corpus, tasks: int, samples_per_shard: int) -> dict[str, Any]:
+    """What decides a plan, but for its inputs. Settings that came later are named only where they differ from none."""
+    definition = corpus.definition
+    settings = definition.model_dump(mode="json", include=set(_LATER), exclude_defaults=True)
+    columns = definition.columns.model_dump(mode="json")
+    if columns["image_hash"] is None:
+        del columns["image_hash"]
+    if definition.fetch.allow_private:  # the one key of `fetch` that decides which rows are planned
+        settings["allow_private"] = True
+    settings |= {"columns": columns, "images": definition.images.model_dump(mode="json")}
     return {
-        "corpus": corpus,
+        "corpus": definition.name,
         "tasks": tasks,
         "samples_per_shard": samples_per_shard,
         "settings": settings,
-        "inputs": inputs,
     }
+
+
+def inputs(corpus: Corpus) -> dict[str, Path]:
+    """The files that decide a plan, by the names under which it records them."""
+    uids = corpus.uid_list
+    return corpus.metadata_files() | ({} if uids is None else {str(corpus.definition.uids): uids})
+
+
+def digests(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: sha256_file(path) for name, path in files.items()}
+
+
+def is_whole(corpus: Corpus, plan: Plan) -> bool:
+    """Whether every work item is what was planned."""
+    return all(_intact(corpus.folder, entry) for entry in plan.items)
 
 
 def _intact(folder: Path, entry: dict[str, Any]) -> bool:
@@ -177,7 +220,8 @@ def _intact(folder: Path, entry: dict[str, Any]) -> bool:
     return path.is_file() and sha256_file(path) == entry["sha256"]
 
 
-def _refuse_change(corpus: Corpus, frozen: dict[str, Any], wanted: dict[str, Any]) -> None:
+def refuse_change(corpus: Corpus, frozen: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises UserError with the difference between the request of the plan in force and another one."""
     before, after = _flat(frozen), _flat(wanted)
     changes = [
         f"  {key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"

@@ -1,57 +1,69 @@
-"""Rows of metadata: read from Parquet, normalised, named by a stable uid, or dropped with a reason."""
+"""What makes a row: its texts, normalised, and its uid.
+
+A uid is 128 bits: 32 hex digits in files, and in arrays of shape [rows, 2] (uint64) its upper and lower 64 bits.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import Iterable
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-
-from data_prep.corpus import Columns
-from pipeline.errors import UserError
+import pyarrow.compute as pc
 
 ROW_SCHEMA = pa.schema([("uid", pa.string()), ("url", pa.string()), ("caption", pa.string())])
-BATCH_ROWS = 65_536
-_UID = re.compile(r"[0-9a-f]{32}")
+_SPACE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+_CONTROL = "".join(map(chr, range(0x20))) + "\x7f"
+_ODD = "".join(f"\\x{{{ord(letter):x}}}" for letter in sorted({*_SPACE, *_CONTROL} - {" "}))
+_ODD_SPACE = f"[ {_ODD}]{{2,}}|[{_ODD}]"
+_DIGITS = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint16)
+_UID = "^[0-9a-f]{32}$"
 
 
-class Row(NamedTuple):
-    """One usable row. uid: 32 hex digits (128 bits); url: http or https; caption: one line, trimmed."""
-
-    uid: str
-    url: str
-    caption: str
+def trimmed(texts: pa.Array) -> pa.Array:
+    """Without white space at both ends; null becomes the empty text."""
+    return pc.utf8_trim(pc.fill_null(texts, ""), _SPACE)
 
 
-def normalise(url: str | None, caption: str | None, uid: str | None = None) -> Row | str:
-    """A usable row, or the reason why it is none: `no_url, no_caption, not_http, bad_url, bad_uid`.
+def one_line(texts: pa.Array) -> pa.Array:
+    """Every run of white space and control characters is one space, none at the ends; null becomes the empty text."""
+    return pc.utf8_trim(pc.replace_substring_regex(pc.fill_null(texts, ""), _ODD_SPACE, " "), " ")
 
-    uid: as the corpus gives it, or None to take the first 128 bits of sha256(url, NUL, caption).
-    """
-    url = (url or "").strip()
-    caption = " ".join((caption or "").split())
-    if not url:
-        return "no_url"
-    if not caption:
-        return "no_caption"
-    try:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https"):
-            return "not_http"
-        if not parts.hostname:
-            return "bad_url"
-    except ValueError:  # an IPv6 address without its bracket, for one
-        return "bad_url"
-    if uid is None:
-        uid = hashlib.sha256(f"{url}\0{caption}".encode()).hexdigest()[:32]
-    elif not _UID.fullmatch(uid := uid.strip().lower()):
-        return "bad_uid"
-    return Row(uid, url, caption)
+
+def own_uids(urls: pa.Array | pa.ChunkedArray, captions: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """The uid of a row whose corpus gives none: the first 128 bits of sha256(url, NUL, caption)."""
+    wide = pa.large_binary()
+    joined = pc.binary_join_element_wise(urls.cast(wide), captions.cast(wide), pa.scalar(b"\0", wide))
+    return hashed(joined.to_pylist())
+
+
+def given_uids(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The uids that a corpus gives, and which rows have one: bool [rows]."""
+    digits = pc.utf8_lower(trimmed(texts))
+    sound = pc.match_substring_regex(digits, _UID)
+    content = bytes.fromhex("".join(pc.if_else(sound, digits, "0" * 32).to_pylist()))
+    return _from_bytes(content), sound.to_numpy(zero_copy_only=False)
+
+
+def hashed(contents: Iterable[bytes]) -> np.ndarray:
+    """The first 128 bits of each content's sha256, uint64 [contents, 2]."""
+    return _from_bytes(b"".join([hashlib.sha256(content).digest()[:16] for content in contents]))
+
+
+def to_hex(uids: np.ndarray) -> pa.Array:
+    """The 32 hex digits of each uid, a string array."""
+    digits = _DIGITS[np.ascontiguousarray(uids.astype(">u8")).view(np.uint8).reshape(-1)]
+    offsets = np.arange(len(uids) + 1, dtype=np.int32) * 32
+    return pa.Array.from_buffers(pa.string(), len(uids), [None, pa.py_buffer(offsets), pa.py_buffer(digits)])
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text is a uid's 32 hex digits."""
+    return re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
 def work_item(uid: str, tasks: int) -> int:
@@ -59,46 +71,10 @@ def work_item(uid: str, tasks: int) -> int:
     return int(uid[16:], 16) % tasks
 
 
-def read_rows(path: Path, columns: Columns) -> Iterator[list[Row | str]]:
-    """Every row of a metadata file, normalised, in batches: constant memory whatever the file's size.
-
-    Raises UserError when it is not Parquet, or a mapped column is missing or holds no text.
-    """
-    file = _open(path)
-    mapped = {key: name for key, name in columns.model_dump().items() if name is not None}
-    present = file.schema_arrow.names
-    for key, name in mapped.items():
-        if name not in present:
-            raise UserError(
-                f"{path} has no column {name!r} (for the {key}): it has {', '.join(present) or 'none'}. "
-                f"Set columns.{key} in the corpus definition."
-            )
-    for batch in file.iter_batches(BATCH_ROWS, columns=list(mapped.values())):
-        texts = {key: _texts(batch.column(name), name, path) for key, name in mapped.items()}
-        uids = texts.get("uid", [None] * batch.num_rows)
-        missing_uid = "" if columns.uid else None  # a corpus with uids has no row without one
-        yield [
-            normalise(url, caption, missing_uid if uid is None else uid)
-            for url, caption, uid in zip(texts["url"], texts["caption"], uids, strict=True)
-        ]
+def work_items(uids: np.ndarray, tasks: int) -> np.ndarray:
+    """`work_item` of each, uint64 [rows]."""
+    return uids[:, 1] % np.uint64(tasks)
 
 
-def count_rows(path: Path) -> int:
-    """Rows of a metadata file, from its footer."""
-    return _open(path).metadata.num_rows
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file: {error}") from error
-
-
-def _texts(column: pa.Array, name: str, path: Path) -> list[str | None]:
-    """By way of bytes, because files from the web hold text that is not UTF-8."""
-    try:
-        values = column.cast(pa.binary()).to_pylist()
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path}: column {name!r} holds {column.type}, not text") from error
-    return [None if value is None else value.decode("utf-8", "replace") for value in values]
+def _from_bytes(content: bytes) -> np.ndarray:
+    return np.frombuffer(content, ">u8").reshape(-1, 2).astype(np.uint64)

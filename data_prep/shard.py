@@ -12,17 +12,19 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.files import atomic_open
+from pipeline.storage import Range, read_bytes, read_ranges
 
 INDEX_DTYPE = np.dtype([("image_offset", "<u8"), ("image_bytes", "<u4"), ("text_offset", "<u8"), ("text_bytes", "<u4")])
 
 EXTENSIONS = ("jpg", "png", "webp")
+READ_AT_ONCE = 64  # samples; over a network, requested together
 
 
 class Sample(NamedTuple):
@@ -124,6 +126,26 @@ def sample_range(index: np.ndarray, row: int, shard_bytes: int) -> tuple[int, in
     last = row + 1 == len(index)
     stop = shard_bytes if last else int(index[row + 1]["image_offset"]) - tarfile.BLOCKSIZE
     return int(index[row]["image_offset"]), stop
+
+
+def read_samples(shard: str, shard_bytes: int, rows: Sequence[int]) -> Iterator[Sample]:
+    """The samples of a shard, path or URL, at `rows` of its index, in the order asked for.
+
+    shard_bytes: size of the tar. Raises ValueError for one that is no canonical sample, and OSError when the file
+    is short.
+    """
+    index = np.load(io.BytesIO(read_bytes(index_name(shard))), allow_pickle=False)
+    for first in range(0, len(rows), READ_AT_ONCE):
+        some = rows[first : first + READ_AT_ONCE]
+        spans = [sample_range(index, row, shard_bytes) for row in some]
+        contents = read_ranges([Range(shard, start - tarfile.BLOCKSIZE, stop) for start, stop in spans])
+        for row, (start, stop), content in zip(some, spans, contents, strict=True):
+            if len(content) != stop - start + tarfile.BLOCKSIZE:
+                raise OSError(f"{shard} is truncated: sample {row} should lie at {start} to {stop}")
+            header = tarfile.TarInfo.frombuf(content[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+            uid, _, extension = header.name.partition(".")
+            stored = StoredSample(content[tarfile.BLOCKSIZE :], index[row])
+            yield Sample(uid, stored.image, extension, stored.caption, stored.metadata)
 
 
 def _in_blocks(size: int) -> int:

@@ -45,22 +45,31 @@ def atomic_open(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     encoding = None if "b" in mode else "utf-8"
+    with full_disk_named(path):
+        try:
+            with open(temporary, mode, encoding=encoding) as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Raises UserError that names `path` where the disk is full while it is written."""
     try:
-        with open(temporary, mode, encoding=encoding) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            raise UserError(
-                f"no space left to write {path}: {free / 1e9:.2f} GB are free without it ({os.strerror(error.errno)}). "
-                "Make room, then run the same command again."
-            ) from error
-        raise
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space left to write {path}: {free_bytes(path.parent) / 1e9:.2f} GB are free without it "
+            f"({os.strerror(error.errno)}). Make room, then run the same command again."
+        ) from error
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,17 +45,46 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
-    """Many pieces of files at URLs, those of one network requested at once; one past the end comes short.
+    """Many pieces of files, those of one network requested at once; one past the end comes short.
 
     Raises FileNotFoundError, and UserError when a network fails for good.
     """
     contents = [b""] * len(ranges)
-    for scheme in {_scheme(part.url) for part in ranges}:
-        chosen = [number for number, part in enumerate(ranges) if _scheme(part.url) == scheme]
-        found = _patiently(ranges[chosen[0]].url, _ReadRanges([ranges[number] for number in chosen]))
+    groups: dict[str, list[int]] = {}
+    for number, part in enumerate(ranges):
+        groups.setdefault(_scheme(part.url) if is_url(part.url) else part.url, []).append(number)
+    for chosen in groups.values():
+        some = [ranges[number] for number in chosen]
+        found = _patiently(some[0].url, _ReadRanges(some)) if is_url(some[0].url) else _read_here(some)
         for number, content in zip(chosen, found, strict=True):
             contents[number] = content
     return contents
+
+
+def upload(source: Path, url: str) -> None:
+    """Copy a file to a URL, where it appears once it is whole. Raises UserError when the network fails for good."""
+    _patiently(url, lambda files, name: files.put_file(str(source), name), "written")
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Name in the folder to bytes, of every file at and below a URL; empty where there is none."""
+
+    def find(files: Any, name: str) -> dict[str, int]:
+        files.invalidate_cache()
+        found = files.find(name, detail=True)
+        return {path.removeprefix(name).lstrip("/"): int(entry["size"]) for path, entry in found.items()}
+
+    try:
+        return _patiently(folder.rstrip("/"), find)
+    except FileNotFoundError:
+        return {}
+
+
+def matching(pattern: str) -> list[str]:
+    """The URLs that a URL with wildcards stands for, in order; one without is taken at its word."""
+    if not any(character in pattern for character in "*?["):
+        return [pattern]
+    return sorted(_patiently(pattern, lambda files, name: [files.unstrip_protocol(path) for path in files.glob(name)]))
 
 
 def download(url: str, target: Path) -> None:
@@ -63,7 +92,7 @@ def download(url: str, target: Path) -> None:
     _patiently(url, lambda files, name: files.get_file(name, str(target)))
 
 
-def _patiently(url: str, action: Callable[[Any, str], T]) -> T:
+def _patiently(url: str, action: Callable[[Any, str], T], verb: str = "read") -> T:
     """action(file system, name within it), again after a wait where trying again may help."""
     import fsspec  # half a second, and most runs read files of their own machine
 
@@ -73,13 +102,15 @@ def _patiently(url: str, action: Callable[[Any, str], T]) -> T:
         except FileNotFoundError as error:  # whose text, in most libraries, does not say which
             raise FileNotFoundError(errno.ENOENT, "no such file", error.filename or url) from error
         except (ImportError, PermissionError, ValueError) as error:  # no such kind of URL, or it is not ours to read
-            raise UserError(f"{url} cannot be read: {_said(error)}. Mend the URL, credentials or endpoint.") from error
+            raise UserError(
+                f"{url} cannot be {verb}: {_said(error)}. Mend the URL, credentials or endpoint."
+            ) from error
         except Exception as error:  # each library below has its own
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             if attempt == ATTEMPTS - 1:
                 raise UserError(
-                    f"{url} cannot be read, tried {ATTEMPTS} times: {_said(error)}. Check the network, the endpoint "
+                    f"{url} cannot be {verb}, tried {ATTEMPTS} times: {_said(error)}. Check the network, the endpoint "
                     "and the credentials, then run the same command again: it goes on at the last checkpoint."
                 ) from error
             time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
@@ -106,6 +137,15 @@ class _ReadRanges:
             if isinstance(answer, BaseException):
                 raise answer
         return [self._found[number] for number in sorted(self._found)]
+
+
+def _read_here(ranges: Sequence[Range]) -> Iterator[bytes]:
+    """Pieces of one file of this machine."""
+    with open(ranges[0].url, "rb") as stream:
+        for part in ranges:
+            start = part.start or 0
+            stream.seek(start)
+            yield stream.read(-1 if part.stop is None else part.stop - start)
 
 
 def _scheme(url: str) -> str:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from pipeline.report.contact_sheet import contact_sheet
+from pipeline.contact_sheet import contact_sheet
 from pipeline.report.facts import Json, RunFacts, StageFacts
 from pipeline.report.figures import training_figures
 from pipeline.report.summary import failed_by_cause
@@ -32,7 +32,7 @@ LIBRARIES = (
 
 def render(facts: RunFacts) -> str:
     """The page. Whatever comes from data (captions, names, causes, paths) appears on it as text."""
-    loader = PackageLoader("pipeline.report", "")
+    loader = PackageLoader("pipeline", "")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -43,7 +43,7 @@ def render(facts: RunFacts) -> str:
     def include_raw(name: str) -> Markup:
         return Markup(loader.get_source(environment, name)[0])
 
-    return environment.get_template("page.html").render(
+    return environment.get_template("report/page.html").render(
         facts=facts,
         config=facts.config,
         started=_date(min((s.started_at for s in facts.stages if s.started_at), default=None)),

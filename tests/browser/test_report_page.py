@@ -1,74 +1,21 @@
 """report.html in a real browser: every figure is drawn, nothing is fetched, no error is logged, hostile text
 stays text, all text has contrast, and nothing sticks out at phone width, in light and dark.
-
-`REPORT_SCREENSHOTS=FOLDER` keeps a picture of each view.
 """
 
-import base64
-import json
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 from report_support import HOSTILE, fabricate_run
+from views import VIEWS, keep_screenshot, requested, show
 
 from pipeline.report import build_report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and CHROMEDRIVER), reason="no Chromium: apt-get install chromium chromium-driver"
-)
-VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic",
-        "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     return build_report(fabricate_run(tmp_path_factory.mktemp("run")))
-
-
-def show(browser, page: Path, width: int = 1280, scheme: str = "light") -> None:
-    browser.get_log("browser"), browser.get_log("performance")
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    browser.get(page.as_uri())
-
-
-def requested(browser) -> set[str]:
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    urls = {params["request"]["url"] for params in sent}
-    # chrome: is the browser's own start page, still loading; a page cannot ask for it.
-    return {url for url in urls if not url.startswith(("data:", "chrome:", "chrome-untrusted:"))}
-
-
-def keep_screenshot(browser, name: str) -> None:
-    folder = os.environ.get("REPORT_SCREENSHOTS")
-    if folder:
-        shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
 
 
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)

@@ -22,12 +22,18 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.corpus import Corpus as PreparedCorpus
+from data_prep.corpus import CorpusDefinition
+from data_prep.derive import derive
 from data_prep.manifest import ShardFile, read_manifest
+from data_prep.metadata import fetch_metadata
+from data_prep.upload import upload_corpus
 from pipeline import storage
 from pipeline.config.schema import LoaderConfig
 from pipeline.data.cache import ShardCache
 from pipeline.data.loader import Batch, Corpus, StepPositions, build_loader
 from pipeline.errors import UserError
+from pipeline.storage import sizes
 from tests.conftest import write_corpus
 
 FORK = multiprocessing.get_context("fork")
@@ -184,6 +190,39 @@ def test_the_manifest_in_s3_is_the_same_by_any_of_its_names(s3: str, noise_corpu
         manifest = read_manifest(s3 + name)
         assert manifest.fingerprint == local.fingerprint
         assert manifest.shard(2).path == f"{s3}/shards/00002-000.tar"
+
+
+def test_a_subset_of_a_corpus_in_s3_is_that_of_the_folder(s3: str, noise_corpus: Path, tmp_path: Path) -> None:
+    """And goes back into S3, the manifest last; a second time nothing is copied."""
+    made = [
+        derive([source], tmp_path / name / "few", where="n < 90", samples_per_shard=20)[0]
+        for source, name in ((s3, "remote"), (str(noise_corpus), "local"))
+    ]
+    assert made[0]["fingerprint"] == made[1]["fingerprint"]
+    folder, url = tmp_path / "remote" / "few", "s3://corpora/few"
+    assert upload_corpus(folder, url, dry_run=True)["missing"] == 10
+    assert sizes(url) == {}
+    assert upload_corpus(folder, url)["uploaded"] == 10
+    assert read_manifest(url).fingerprint == made[0]["fingerprint"]
+    assert same(batches(url, last=2), batches(str(folder), last=2))
+    again = upload_corpus(folder, url)
+    assert (again["uploaded"], again["already_there"]) == (0, 10)
+    with pytest.raises(UserError, match="another corpus lies at s3://corpora/noise"):
+        upload_corpus(folder, s3)
+    shard = folder / "shards" / "00000-000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match=r"00000-000\.tar is not what the manifest says"):
+        upload_corpus(folder, "s3://corpora/other")
+    assert "manifest.json" not in sizes("s3://corpora/other")
+
+
+def test_metadata_is_copied_from_s3(s3: str, noise_corpus: Path, tmp_path: Path) -> None:
+    tree = {"name": "c", "title": "t", "licence": "l", "urls": [f"{s3}/*.parquet"]}
+    corpus = PreparedCorpus(tmp_path, CorpusDefinition.model_validate(tree))
+    assert fetch_metadata(corpus)["fetched"] == 1
+    assert fetch_metadata(corpus)["fetched"] == 0
+    (copied,) = corpus.metadata_files().values()
+    assert copied.read_bytes() == (noise_corpus / "manifest.parquet").read_bytes()
 
 
 def test_what_is_not_in_s3_is_named(s3: str) -> None:

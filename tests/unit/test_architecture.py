@@ -15,6 +15,7 @@ LEAVES = {
     "pipeline.locks",
     "pipeline.processes",
     "pipeline.storage",
+    "pipeline.contact_sheet",
     "pipeline.config",
     "data_prep.manifest",
     "data_prep.shard",

@@ -10,9 +10,13 @@ from pydantic import BaseModel
 
 from data_prep import outcomes
 from data_prep.corpus import CorpusDefinition
+from data_prep.screen import REASONS
 
 ROOT = Path(__file__).parents[2]
-NAMED = set(re.findall(r"`([^`]+)`", (ROOT / "docs/corpora.md").read_text(encoding="utf-8")))
+TEXT = re.sub(
+    r"^```.*?^```", "", (ROOT / "docs/corpora.md").read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+)
+NAMED = set(re.findall(r"`([^`]+)`", TEXT))
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -25,9 +29,13 @@ def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def causes() -> set[str]:
     """Of the rules, and of the literals that the sources raise and return."""
-    sources = "".join((ROOT / "data_prep" / name).read_text() for name in ("stored.py", "rows.py", "deal.py"))
-    literals = re.findall(r'BadImage\(\s*"(\w+)"|return "(\w+)"|dropped\["(\w+)"\]|"(\w+)" if "trunc', sources)
-    return {cause for cause, _ in outcomes._RULES} | {outcomes.OK, outcomes.LOST, *filter(None, sum(literals, ()))}
+    source = (ROOT / "data_prep/stored.py").read_text()
+    literals = re.findall(r'BadImage\(\s*"(\w+)"|return "(\w+)"|"(\w+)" if "trunc', source)
+    return {*REASONS, *(cause for cause, _ in outcomes._RULES)} | {
+        outcomes.OK,
+        outcomes.LOST,
+        *filter(None, sum(literals, ())),
+    }
 
 
 @pytest.mark.parametrize("name", [*keys(CorpusDefinition), *sorted(causes())])

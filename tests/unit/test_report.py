@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from report_support import HOSTILE, STAGES, fabricate_run
 
+from pipeline.contact_sheet import contact_sheet
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.report import build_report
-from pipeline.report.contact_sheet import contact_sheet
 from pipeline.report.figures import training_figures
 from pipeline.tracking.jsonl import Point
 
