@@ -5,8 +5,8 @@
 Fabricates Parquet files of a million rows each (URL and caption of about 150 bytes together; one row in ten repeats an
 earlier one, one in fifty has no caption), and plans each number of rows into 64 work items, in a process of its own.
 Prints one JSON line: for the largest number of rows, rows_per_second, and peak_mib (resident, all of the process);
-slope_ratio_10x, CPU seconds per row there over those at a tenth (1: time is linear); hours_per_billion_rows, had
-from the slope between the two. Writes benchmarks/results/plan.json (not with --quick: 100,000 and 1,000,000 rows).
+slope_ratio_10x, CPU seconds per row there over those at a tenth (1: time is linear); cpu_hours_per_billion_rows,
+had from the slope between the two. Writes benchmarks/results/plan.json (not with --quick: 100,000 and 1,000,000 rows).
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ def main() -> None:
             runs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
         print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
     small, large = runs[-2:]
-    slope = (large["seconds"] - small["seconds"]) / (large["rows"] - small["rows"])
+    slope = (large["cpu_seconds"] - small["cpu_seconds"]) / (large["rows"] - small["rows"])
     result = {
         "rows_per_second": large["rows_per_second"],
         "peak_mib": max(run["peak_mib"] for run in runs),
         "slope_ratio_10x": round(large["cpu_seconds"] / large["rows"] * small["rows"] / small["cpu_seconds"], 3),
-        "hours_per_billion_rows": round(slope * 1e9 / 3600, 2),
+        "cpu_hours_per_billion_rows": round(slope * 1e9 / 3600, 2),
     }
     if not arguments.quick:
         from lab.study import RESULTS, machine  # loads torch, which the measured process does without

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from data_prep.downloaded import Done, read_records, shard_files
 from data_prep.outcomes import LOST, OK, classify
+from data_prep.rows import ROW_SCHEMA
 from data_prep.stored import BadImage, Damaged, Stored, check_image, stored_samples
 from pipeline.files import sha256_file
 
@@ -84,7 +85,7 @@ def _prove_shard(
         if (sample.metadata.get("url"), sample.caption) != (rows[uid]["url"], rows[uid]["caption"]):
             raise Damaged(f"{tar.name}: {uid} is not the row that was planned")
         try:
-            samples[uid] = _decoded(uid, sample)
+            samples[uid] = _decoded(sample, rows[uid])
         except BadImage as bad:
             outcomes[uid] = Outcome(bad.cause, str(bad))
     if stored != record["samples"]:
@@ -107,11 +108,13 @@ def _recorded(folder: Path, shard: int, rows: dict[str, dict[str, str]]) -> dict
     return outcomes
 
 
-def _decoded(uid: str, sample: Stored) -> Proven:
+def _decoded(sample: Stored, planned: dict[str, str]) -> Proven:
     facts = check_image(sample.image)
     original = sample.metadata
+    further = {name: text for name, text in planned.items() if name not in ROW_SCHEMA.names}
     metadata = {
-        "uid": uid,
+        **further,
+        "uid": planned["uid"],
         "url": original["url"],
         "width": facts.width,
         "height": facts.height,
@@ -120,4 +123,6 @@ def _decoded(uid: str, sample: Stored) -> Proven:
         "original_height": original["original_height"],
         "original_sha256": original["sha256"],  # of what the server sent; equal if the bytes were kept
     }
-    return Proven(uid, sample.tar, sample.offset, len(sample.image), facts.extension, sample.caption, metadata)
+    return Proven(
+        planned["uid"], sample.tar, sample.offset, len(sample.image), facts.extension, sample.caption, metadata
+    )

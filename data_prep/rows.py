@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 ROW_SCHEMA = pa.schema([("uid", pa.string()), ("url", pa.string()), ("caption", pa.string())])
+# Names that every sample's JSON, or the plan, has for something else.
+TAKEN = {*ROW_SCHEMA.names, "width", "height", "sha256", "original_width", "original_height", "original_sha256"}
 _SPACE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )

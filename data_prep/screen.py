@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from data_prep.corpus import Corpus
 from data_prep.hosts import PRIVATE_DOMAINS, url_problem
-from data_prep.rows import ROW_SCHEMA, given_uids, hashed, one_line, own_uids, trimmed
+from data_prep.rows import TAKEN, given_uids, hashed, one_line, own_uids, trimmed
 from data_prep.uid_list import UidList
 from data_prep.where import Kind, compile_where
 from pipeline.errors import UserError
@@ -75,7 +75,7 @@ class Screen:
             pc.match_substring_regex(pa.array([""]), self._unwanted)
         except pa.ArrowInvalid as error:
             raise UserError(f"screen.unwanted_captions: {error}") from error
-        clash = set(ROW_SCHEMA.names) & set(self._captions)
+        clash = TAKEN & set(self._captions)
         if clash:
             raise UserError(f"a further caption cannot be called {min(clash)!r}: every sample has that already")
         uids = corpus.uid_list

@@ -159,6 +159,19 @@ def test_every_row_ends_with_one_outcome(toy: tuple[Corpus, Plan, list[Entry]]) 
     assert manifest.samples.tolist() == [8, 6]
 
 
+def test_further_captions_reach_the_sample(tmp_path: Path) -> None:
+    (tmp_path / "metadata").mkdir()
+    rows = {"url": ["http://h/1"], "caption": ["c"], "alt": ["an  alt\ntext"]}
+    pq.write_table(pa.table(rows), tmp_path / "metadata/0.parquet")
+    corpus = Corpus(tmp_path, CorpusDefinition(name="toy", title="Toy", licence="x", captions=("alt",)))
+    plan, _ = make_plan(corpus, tasks=1, samples_per_shard=DOWNLOAD_SHARD)
+    downloaded(corpus, plan, 0, entries(corpus, plan, 0))
+    verify(corpus)
+    with tarfile.open(corpus.shard(0, 0)) as archive:
+        names = [name for name in archive.getnames() if name.endswith(".json")]
+        assert [json.load(archive.extractfile(name))["alt"] for name in names] == ["an alt text"]
+
+
 def swap_captions(rows: list[Entry]) -> None:
     rows[0]["caption"], rows[1]["caption"] = rows[1]["caption"], rows[0]["caption"]
 
