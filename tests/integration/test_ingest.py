@@ -190,7 +190,7 @@ def define(root: Path, url: str, paths: list[str], **fetch: object) -> None:
         "source": "drawn by a test",
         "columns": {"url": "URL", "caption": "TEXT"},
         "images": {"image_size": IMAGE_SIZE},
-        "fetch": {"timeout_seconds": 5, "retries": 1, "threads": 8, **fetch},
+        "fetch": {"timeout_seconds": 5, "retries": 1, "threads": 8, "allow_private": True, **fetch},
     }
     (folder / "corpus.yaml").write_text(yaml.safe_dump(definition))
     rows = [{"URL": url + path, "TEXT": f"the picture  at {path}\n"} for path in paths]
@@ -438,7 +438,7 @@ def test_the_readme_block_works_as_printed(web: Web, tmp_path: Path) -> None:
     (tmp_path / "birds.yaml").write_text(definition.replace("/data/birds", str(data)))
     commands = [line for line in shell.splitlines() if line.startswith("data-prep ")]
     assert [shlex.split(line)[1] for line in commands] == ["plan", "plan", "download", "verify", "manifest"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "DATA_PREP_ALLOW_PRIVATE": "1"}  # served from here
     for line in commands:
         arguments = shlex.split(line, comments=True)[1:]
         process = [sys.executable, "-m", "data_prep", *arguments]

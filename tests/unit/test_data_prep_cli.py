@@ -53,7 +53,7 @@ def test_the_examples_are_commands_that_parse(path: tuple[str, ...], tmp_path: P
 def test_help_lists_the_commands_in_the_order_of_a_run() -> None:
     listed = CliRunner().invoke(main, ["--help"]).output.split("Commands:")[1]
     order = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
-    assert order[:7] == ["fabricate", "serve", "plan", "download", "verify", "manifest", "status"]
+    assert order[:8] == ["fabricate", "serve", "plan", "download", "verify", "retry", "manifest", "status"]
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -68,6 +68,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["plan", "nothing"], "error: no corpus 'nothing': shipped are demo, emoji"),
         (["plan", "demo"], "error: no metadata at "),
         (["download", "demo"], "error: no plan at "),
+        (["retry", "demo"], "error: no plan at "),
         (["verify", "demo", "--json"], "error: no plan at "),
         (["manifest", "demo"], "error: no plan at "),
         (["status", "demo"], "error: no plan at "),
