@@ -241,7 +241,7 @@ def _counted(resizer: GuardedResizer, watch: Watch) -> Callable[..., Resized]:
 def _watched(writer_class: Any, watch: Watch) -> Any:
     """img2dataset prints what fails when it writes, a full disk for one, and goes on with the next row: stop it."""
 
-    class Writer(writer_class):  # type: ignore[misc]
+    class Writer(writer_class):
         def write(self, *sample: Any) -> None:
             try:
                 super().write(*sample)

@@ -33,7 +33,7 @@ from data_prep.politeness import Hosts, retry_after
 from data_prep.watch import NOT_ASKED, Watch
 
 SPOOL_BYTES = 2**20
-_PIECE_BYTES = 2**18
+_PIECE_BYTES = 2**16
 _MAX_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}  # this machine fails, not the server
