@@ -10,6 +10,7 @@ import math
 import socket
 import ssl
 import time
+from functools import cache
 from typing import Any
 
 from data_prep.addresses import is_public
@@ -37,8 +38,9 @@ class PatientTLSSocket(_Deadline, ssl.SSLSocket):
     """TLS; made by a context of `tls_context`. Its handshake is bounded by the socket's timeout as a whole."""
 
 
+@cache
 def tls_context() -> ssl.SSLContext:
-    """Certificates are checked. Costs tens of milliseconds: one per process."""
+    """Certificates are checked. One per process: it takes tens of milliseconds."""
     context = ssl.create_default_context()
     context.sslsocket_class = PatientTLSSocket
     return context
@@ -60,7 +62,6 @@ def dial(address: tuple[str, int], timeout_seconds: float, deadline: float, priv
         try:
             opened.settimeout(max(0.001, min(timeout_seconds, deadline - time.monotonic())))
             opened.connect(target)
-            opened.settimeout(timeout_seconds)
         except OSError as error:
             opened.close()
             failure = error

@@ -57,7 +57,6 @@ class GuardedFetch:
             "Connection": "close",
         }
         self._proxies = urllib.request.getproxies()
-        self._tls = tls_context()
 
     def __call__(self, row: tuple[int, str], **_: Any) -> Fetched:
         """_: what img2dataset was told of timeouts, retries and opt-outs; the same as here."""
@@ -149,7 +148,7 @@ class GuardedFetch:
         return connection, target, headers
 
     def _open_to(self, scheme: str, host: str, port: int | None) -> HTTPConnection:
-        kind = partial(HTTPSConnection, context=self._tls) if scheme == "https" else HTTPConnection
+        kind = partial(HTTPSConnection, context=tls_context()) if scheme == "https" else HTTPConnection
         return kind(host, port, timeout=self._fetch.timeout_seconds)
 
 

@@ -19,7 +19,7 @@ import pytest
 
 import data_prep.connect
 import data_prep.guarded_fetch
-from data_prep.connect import PatientSocket, dial
+from data_prep.connect import PatientSocket, PatientTLSSocket, dial
 from data_prep.corpus import Fetch, Images
 from data_prep.guarded_fetch import SPOOL_BYTES, GuardedFetch, ascii_url, user_agent
 from data_prep.incoming import GuardedResizer
@@ -218,7 +218,7 @@ def test_bodies_wait_on_disk_not_in_memory(web: HostileWeb, monkeypatch: pytest.
     assert stream.read() == big
 
 
-def test_tls_that_cannot_be_trusted(web: HostileWeb, tmp_path: Path) -> None:
+def test_tls_that_cannot_be_trusted(web: HostileWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome(fetcher(), web.url.replace("http:", "https:") + "/good.jpg") == "tls"
     if not shutil.which("openssl"):
         pytest.skip("no openssl to make a certificate with")
@@ -231,9 +231,9 @@ def test_tls_that_cannot_be_trusted(web: HostileWeb, tmp_path: Path) -> None:
         secure.socket = context.wrap_socket(secure.socket, server_side=True)
         url = f"https://localhost:{secure.server_port}"
         assert outcome(fetcher(), url + "/good.jpg") == "tls"
-        trusting = fetcher()
-        trusting._tls.load_verify_locations(certificate)
-        trusting._tls.check_hostname = False
+        trusting, context = fetcher(), ssl.create_default_context(cafile=str(certificate))
+        context.sslsocket_class = PatientTLSSocket
+        monkeypatch.setattr(data_prep.guarded_fetch, "tls_context", lambda: context)
         assert outcome(trusting, url + "/good.jpg") == OK
         began = time.monotonic()
         assert outcome(trusting, url + "/drip.jpg") == "timeout"
