@@ -21,7 +21,7 @@ from data_prep.corpus import Corpus
 from data_prep.downloaded import Done, attempt_rows, count_attempts, read_done, shard_files, write_done
 from data_prep.manifest import read_manifest
 from data_prep.outcomes import matches, may_pass
-from data_prep.plan import Plan, read_plan
+from data_prep.plan import Plan, read_item, read_plan
 from data_prep.publish import publish
 from data_prep.retry import retry
 from data_prep.verify import verify
@@ -114,6 +114,22 @@ def test_what_failed_is_added_as_further_shards(
     attempts = pq.read_table(corpus.outcomes(0)).to_pylist()
     got = {row["uid"]: (row["outcome"], row["attempt"]) for row in attempts if row["attempt"]}
     assert got == {uid[2]: ("ok", 1), uid[5]: ("ok", 1), uid[13]: ("ok", 2), uid[17]: ("timeout", 2)}
+
+
+def test_samples_of_later_items_keep_their_index_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, plan = planned(tmp_path, tasks=2)
+    for item in range(2):
+        rows = entries(corpus, plan, item)
+        rows[0] |= {"status": "failed_to_download", "error_message": "timed out"}
+        downloaded(corpus, plan, item, rows)
+    verify(corpus)
+    publish(corpus)
+    before = read_manifest(corpus.folder).table.to_pylist()
+    bring(monkeypatch, set(read_item(corpus, plan, 0)["uid"].to_pylist()))
+    assert retry(corpus, fetch(corpus)).rows == {"timeout": 2}
+    verify(corpus)
+    publish(corpus)
+    assert read_manifest(corpus.folder).table.to_pylist()[: len(before)] == before
 
 
 def only_attempt(attempt: int, prove: Any) -> Any:
