@@ -9,6 +9,7 @@ import click
 
 from data_prep.cli_define import metadata, new
 from data_prep.cli_derive import merge, reshard, subset, upload
+from data_prep.cli_download import download, retry
 from data_prep.cli_plan import plan
 from data_prep.cli_report import report as report_command
 from data_prep.cli_sources import fabricate, serve
@@ -50,58 +51,7 @@ main.add_command(serve)
 main.add_command(plan)
 
 
-@main.command(epilog=EXAMPLE + "data-prep download demo --task 0 --processes 4 --threads 128")
-@name_argument
-@task_option
-@click.option("--processes", type=click.IntRange(1), help="Download processes.  [default: the corpus's]")
-@click.option("--threads", type=click.IntRange(1), help="Connections per process.  [default: the corpus's]")
-@click.option(
-    "--timeout", type=click.FloatRange(0, min_open=True), help="Seconds per attempt.  [default: the corpus's]"
-)
-@click.option("--retries", type=click.IntRange(0), help="Attempts after the first.  [default: the corpus's]")
-@json_option
-@click.pass_obj
-def download(
-    root: Path,
-    name: str,
-    tasks: Sequence[int],
-    processes: int | None,
-    threads: int | None,
-    timeout: float | None,
-    retries: int | None,
-    as_json: bool,
-) -> None:
-    """Download work items with img2dataset, each into a folder of its own.
-
-    An item that is done is not downloaded again; of one that was killed, finished shards are kept. Images
-    whose server opts out (X-Robots-Tag: noai and the like) are not kept.
-    """
-    from data_prep.download import download as run
-    from data_prep.outcomes import OK, describe, tally
-    from data_prep.progress import progress
-
-    corpus = find_corpus(name, root)
-    wishes = {"processes": processes, "threads": threads, "timeout_seconds": timeout, "retries": retries}
-    fetch = corpus.definition.fetch.model_copy(update={key: wish for key, wish in wishes.items() if wish is not None})
-    with progress("downloading rows") as report:
-        results = run(corpus, fetch, list(tasks) or None, report)
-    new = [done for done, is_new in results if is_new]
-    counts = tally(*(done.outcomes for done in new))
-    failed = {cause: number for cause, number in counts.items() if cause != OK}
-    result = {
-        "downloaded": [done.item for done in new],
-        "already_done": [done.item for done, is_new in results if not is_new],
-        "rows": sum(done.rows for done in new),
-        "outcomes": counts,
-    }
-    if new:
-        text = (
-            f"downloaded {len(new)} work items: {counts.get(OK, 0):,} of {result['rows']:,} rows are images "
-            f"(others: {describe(failed)})"
-        )
-    else:
-        text = f"already downloaded, nothing done: {len(results)} work items at {corpus.folder}"
-    answer(as_json, result, text)
+main.add_command(download)
 
 
 @main.command(epilog=EXAMPLE + "data-prep verify demo --processes 2")
@@ -148,6 +98,9 @@ def verify(root: Path, name: str, tasks: Sequence[int], processes: int, again: b
         proof = "verified, and read again just now" if again else "already verified"
         text = f"{proof}, nothing done: {len(verdicts)} work items at {corpus.folder}"
     answer(as_json, result, text)
+
+
+main.add_command(retry)
 
 
 @main.command(epilog=EXAMPLE + "data-prep manifest demo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,33 @@ task_option = click.option(
     multiple=True,
     help="Only this work item (may be repeated).  [default: all]",
 )
+_FETCH_OPTIONS = (
+    click.option("--processes", type=click.IntRange(1), help="Download processes.  [default: the corpus's]"),
+    click.option("--threads", type=click.IntRange(1), help="Connections per process.  [default: the corpus's]"),
+    click.option(
+        "--timeout",
+        "timeout_seconds",
+        type=click.FloatRange(0, min_open=True),
+        help="Seconds to connect, and for each read.  [default: the corpus's]",
+    ),
+    click.option("--retries", type=click.IntRange(0), help="Attempts after the first.  [default: the corpus's]"),
+    click.option("--contact", help="URL or e-mail address for the user agent.  [default: the corpus's]"),
+    click.option(
+        "--allow-private",
+        is_flag=True,
+        default=None,
+        show_default=False,
+        envvar="DATA_PREP_ALLOW_PRIVATE",
+        help="Also ask servers at loopback and private addresses.  [default: the corpus's]",
+    ),
+)
+
+
+def fetch_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options named as the keys of a definition's `fetch`, None where the user says nothing."""
+    for option in reversed(_FETCH_OPTIONS):
+        command = option(command)
+    return command
 
 
 class Commands(click.Group):

@@ -53,11 +53,16 @@ class Images(Section):
 class Fetch(Section):
     """How hard to try for each URL. May differ from one download to the next."""
 
-    timeout_seconds: float = Field(default=10, gt=0)
+    timeout_seconds: float = Field(default=10, gt=0)  # to connect, and for each read
+    total_seconds: float = Field(default=60, gt=0)  # for one URL, all attempts together
     retries: int = Field(default=2, ge=0)
     threads: int = Field(default=64, ge=1)  # per process
     processes: int = Field(default=1, ge=1)
+    max_body_mib: int = Field(default=32, ge=1)  # larger bodies are refused
+    connections_per_host: int = Field(default=16, ge=1)  # per process
+    patience_seconds: float = Field(default=60, ge=0)  # pauses one host may ask for in one shard, together
     allow_private: bool = False  # whether URLs may lead to loopback, private and link-local addresses
+    contact: str | None = None  # URL or e-mail address in the user agent, for whoever runs a server
 
 
 class Hub(Section):
@@ -111,8 +116,9 @@ class Corpus:
     def plan_item(self, item: int) -> Path:
         return self.folder / "plan" / f"{item:05d}.parquet"
 
-    def download(self, item: int) -> Path:
-        return self.folder / "download" / f"{item:05d}"
+    def download(self, item: int, attempt: int = 0) -> Path:
+        """attempt: 0 for all rows of the item, 1 and on for those that were tried again."""
+        return self.folder / "download" / (f"{item:05d}-{attempt}" if attempt else f"{item:05d}")
 
     def done_file(self, item: int) -> Path:
         return self.download(item) / "done.json"
@@ -123,8 +129,9 @@ class Corpus:
     def outcomes(self, item: int) -> Path:
         return self.folder / "outcomes" / f"{item:05d}.parquet"
 
-    def shard(self, item: int, number: int) -> Path:
-        return self.folder / "shards" / f"{item:05d}-{number:03d}.tar"
+    def shard(self, item: int, number: int, attempt: int = 0) -> Path:
+        retried = f"-retry{attempt}" if attempt else ""
+        return self.folder / "shards" / f"{item:05d}{retried}-{number:03d}.tar"
 
     def metadata_files(self) -> dict[str, Path]:
         """The files to plan, by the names under which the plan records them, in order.

@@ -15,21 +15,36 @@ from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import pyarrow as pa
 
 from data_prep.corpus import Corpus, Fetch, Images
-from data_prep.downloaded import LOG, Done, claim, read_done, remove_unfinished, write_done
-from data_prep.incoming import GuardedResizer
-from data_prep.plan import Plan, read_item, read_plan
+from data_prep.downloaded import (
+    LOG,
+    Done,
+    attempt_rows,
+    claim,
+    count_attempts,
+    read_done,
+    remove_unfinished,
+    shard_files,
+    write_done,
+)
+from data_prep.guarded_fetch import GuardedFetch
+from data_prep.incoming import GuardedResizer, Resized
+from data_prep.outcomes import OK, classify
+from data_prep.plan import Plan, read_plan
+from data_prep.preflight import preflight
 from data_prep.progress import Report, silent
+from data_prep.watch import UNSTATED_YIELD, Watch
 from data_prep.workers import worker_pool
 from pipeline.errors import UserError
 from pipeline.locks import exclusive
 
 
 @dataclass(frozen=True)
-class _Shard:
+class Shard:
     """One call of img2dataset's Downloader. rows: Arrow file of its rows; capacity: rows of a full shard."""
 
     folder: Path
@@ -38,19 +53,31 @@ class _Shard:
     capacity: int
     images: Images
     fetch: Fetch
+    expected_yield: float
 
 
 def download(
-    corpus: Corpus, fetch: Fetch, items: Sequence[int] | None = None, report: Report = silent
+    corpus: Corpus,
+    fetch: Fetch,
+    items: Sequence[int] | None = None,
+    report: Report = silent,
+    expected_yield: float | None = None,
 ) -> list[tuple[Done, bool]]:
     """Download work items, by default all; returns for each its record and whether it is new.
 
     An item that is done is left alone; of one that was killed, finished shards are kept. report: called with
-    (rows done, rows to do). Raises UserError when another process works on an item, an item fails as a whole,
-    or img2dataset breaks on a shard.
+    (rows done, rows to do). expected_yield: share of rows that should become images, by default what the corpus
+    publishes; 0 accepts any.
+    Raises UserError when another process works on an item, this machine is not fit for it (`preflight`), far
+    fewer rows than expected become images, or img2dataset breaks on a shard.
     """
     plan = read_plan(corpus)
     chosen = plan.select(items)
+    if expected_yield is None:
+        expected_yield = corpus.definition.published_yield or UNSTATED_YIELD
+    to_do = [item for item in chosen if read_done(corpus, item, plan.fingerprint) is None]
+    if to_do:
+        preflight(corpus, plan, to_do, fetch)
     total, rows_done, results = sum(plan.items[item]["rows"] for item in chosen), 0, []
 
     def advance(rows: int) -> None:
@@ -62,35 +89,63 @@ def download(
         for item in chosen:
             with exclusive(corpus.lock(f"item-{item:05d}"), f"work item {item} of {corpus.folder}"):
                 done = read_done(corpus, item, plan.fingerprint)
-                if done is not None:
-                    advance(done.rows)
-                    results.append((done, False))
+                new = done is None
+                if done is None:
+                    _download_item(corpus, plan, item, fetch, expected_yield, pool, advance)
+                    done = write_done(corpus, plan, item, expected_yield)
                 else:
-                    results.append((_download_item(corpus, plan, item, fetch, pool, advance), True))
+                    advance(done.rows)
+                results.append((done, new))
     return results
 
 
 def _download_item(
-    corpus: Corpus, plan: Plan, item: int, fetch: Fetch, pool: Executor, advance: Callable[[int], None]
-) -> Done:
-    table, folder = read_item(corpus, plan, item), corpus.download(item)
+    corpus: Corpus,
+    plan: Plan,
+    item: int,
+    fetch: Fetch,
+    expected_yield: float,
+    pool: Executor,
+    advance: Callable[[int], None],
+) -> None:
+    """What is missing of every attempt at an item."""
+    for attempt in range(count_attempts(corpus, item)):
+        table, folder = attempt_rows(corpus, plan, item, attempt), corpus.download(item, attempt)
+        first = attempt == 0
+        expected = expected_yield if first else 0.0  # what failed once may well fail again
+        shards = _unfinished(table, folder, plan, fetch, expected)
+        if first:
+            advance(table.num_rows - sum(rows for _, rows in shards))
+        _download_shards(shards, folder / LOG, pool, advance if first else lambda _: None)
+        (folder / "_tmp").rmdir()
+
+
+def _unfinished(
+    table: pa.Table, folder: Path, plan: Plan, fetch: Fetch, expected_yield: float
+) -> list[tuple[Shard, int]]:
+    """The shards that an attempt still lacks, each with its number of rows, which are written out for img2dataset."""
     capacity = plan.samples_per_shard
-    shards = math.ceil(table.num_rows / capacity)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder, plan.fingerprint)
-    to_do = remove_unfinished(folder, shards)
-    scratch = folder / "_tmp"
-    scratch.mkdir()
+    to_do = remove_unfinished(folder, math.ceil(table.num_rows / capacity))
+    (folder / "_tmp").mkdir()
+    shards = []
+    for number in to_do:
+        rows = table.slice(number * capacity, capacity)
+        arrow = folder / "_tmp" / f"{number}.arrow"
+        with pa.ipc.new_file(str(arrow), rows.schema) as writer:
+            writer.write_table(rows)
+        shards.append((Shard(folder, number, arrow, capacity, plan.images, fetch, expected_yield), rows.num_rows))
+    return shards
+
+
+def _download_shards(
+    shards: list[tuple[Shard, int]], log: Path, pool: Executor, advance: Callable[[int], None]
+) -> None:
     running = {}
     try:
-        for number in to_do:
-            rows = table.slice(number * capacity, capacity)
-            arrow = scratch / f"{number}.arrow"
-            with pa.ipc.new_file(str(arrow), rows.schema) as writer:
-                writer.write_table(rows)
-            shard = _Shard(folder, number, arrow, capacity, plan.images, fetch)
-            running[pool.submit(_download_shard, shard)] = rows.num_rows
-        advance(table.num_rows - sum(running.values()))
+        for shard, rows in shards:
+            running[pool.submit(_download_shard, shard)] = rows
         for future in as_completed(running):
             future.result()
             advance(running[future])
@@ -100,29 +155,44 @@ def _download_item(
         if not isinstance(error, BrokenProcessPool):
             raise
         raise UserError(
-            f"a download process of work item {item} was killed (out of memory?). Finished shards are kept: "
-            "run the same command again, with fewer --processes or --threads if it happens again. "
-            f"Log: {folder / LOG}"
+            "a download process was killed (out of memory?). Finished shards are kept: run the same command again, "
+            f"with fewer --processes or --threads if it happens again. Log: {log}"
         ) from error
-    scratch.rmdir()
-    return write_done(corpus, item, plan.fingerprint, table.num_rows, shards)
 
 
-def _download_shard(shard: _Shard) -> None:
+def _download_shard(shard: Shard) -> None:
     """Runs in a worker process, whose output goes to the item's log."""
     log = os.open(shard.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    watch = Watch(shard.expected_yield)
+    finished = run_img2dataset(shard, watch)
+    what = f"shard {shard.number} in {shard.folder}"
+    if watch.stopped:
+        shard_files(shard.folder, shard.number)[2].unlink(missing_ok=True)  # it says "finished"
+        raise UserError(
+            f"{what} was stopped: {watch.stopped} Nothing of it counts as done, finished shards are kept; "
+            f"log: {shard.folder / LOG}"
+        )
+    if not finished:
+        raise UserError(
+            f"img2dataset failed on {what}: see the end of {shard.folder / LOG}. Finished shards are kept: run the "
+            "same command again."
+        )
+
+
+def run_img2dataset(shard: Shard, watch: Watch | None) -> bool:
+    """Whether img2dataset came to the end of the shard. watch: None for its own fetch, without any guard."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the network for its own newest version
     # webdataset does without torch, and so does this process: it starts twice as fast.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    from img2dataset.downloader import Downloader
+    import img2dataset.downloader
     from img2dataset.resizer import Resizer
     from img2dataset.writer import WebDatasetSampleWriter
 
     images, fetch = shard.images, shard.fetch
-    resizer = Resizer(
+    resizer: Any = Resizer(
         image_size=images.image_size,
         resize_mode="keep_ratio_largest",
         resize_only_if_bigger=True,
@@ -131,9 +201,14 @@ def _download_shard(shard: _Shard) -> None:
         skip_reencode=True,  # a JPEG that is small enough keeps its bytes
         min_image_size=images.min_image_size,
     )
-    downloader = Downloader(
-        sample_writer_class=WebDatasetSampleWriter,
-        resizer=GuardedResizer(resizer, images.max_pixels),
+    writer: Any = WebDatasetSampleWriter
+    if watch is not None:
+        resizer = _counted(GuardedResizer(resizer, images.max_pixels), watch)
+        writer = _watched(writer, watch)
+        img2dataset.downloader.download_image_with_retry = GuardedFetch(fetch, images, watch)
+    downloader = img2dataset.downloader.Downloader(
+        sample_writer_class=writer,
+        resizer=resizer,
         thread_count=fetch.threads,
         save_caption=True,
         extract_exif=False,
@@ -150,8 +225,34 @@ def _download_shard(shard: _Shard) -> None:
         disallowed_header_directives=list(images.opt_out_directives) or None,
     )
     finished, _ = downloader((shard.number, str(shard.rows)))
-    if not finished:
-        raise UserError(
-            f"img2dataset failed on shard {shard.number} in {shard.folder}: see the end of "
-            f"{shard.folder / LOG}. Finished shards are kept: run the same command again."
-        )
+    return bool(finished)
+
+
+def _counted(resizer: GuardedResizer, watch: Watch) -> Callable[..., Resized]:
+    def resize(stream: IO[bytes], boxes: Any = None) -> Resized:
+        result = resizer(stream, boxes)
+        watch.count(OK if result[-1] is None else classify("failed_to_resize", result[-1]))
+        return result
+
+    return resize
+
+
+def _watched(writer_class: Any, watch: Watch) -> Any:
+    """img2dataset prints what fails when it writes, a full disk for one, and goes on with the next row: stop it."""
+
+    class Writer(writer_class):
+        def write(self, *sample: Any) -> None:
+            try:
+                super().write(*sample)
+            except OSError as error:
+                watch.stop(f"it cannot be written ({error}). Make room, then run the same command again.")
+                raise
+
+        def close(self) -> None:
+            try:
+                super().close()
+            except OSError as error:
+                watch.stop(f"it cannot be written ({error}). Make room, then run the same command again.")
+                raise
+
+    return Writer

@@ -1,13 +1,18 @@
-"""img2dataset's output folder of one work item: which shards are finished, and the record that says done.
+"""img2dataset's output folders of one work item: which shards are finished, and the record that says done.
 
 img2dataset opens `NNNNN.tar` under its final name, so a killed run leaves torn tars; and it writes
 `NNNNN_stats.json`, the last file of a shard, without a rename, so that one can be torn too.
+
+Attempt 0 is all rows of the item, in `download/00007/`; each further one has a folder beside it, `download/00007-1/`,
+with the rows that it tries again in `rows.parquet`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,30 +21,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus
-from data_prep.outcomes import LOST, OK, classify, describe, tally
+from data_prep.outcomes import LOST, OK, classify, tally
+from data_prep.plan import Plan, read_item
+from data_prep.rows import ROW_SCHEMA
+from data_prep.watch import NOT_ASKED, too_few
 from pipeline.errors import UserError
-from pipeline.files import read_json, sha256_file, write_json
+from pipeline.files import atomic_open, read_json, sha256_file, write_json
 
 LOG = "img2dataset.log"
+_ROWS = "rows.parquet"
 _RECORD_COLUMNS = ["uid", "status", "error_message"]
 
 
 @dataclass(frozen=True)
 class Done:
-    """`done.json`: the item is downloaded, by the plan with this fingerprint.
+    """`done.json`: every attempt at the item is downloaded, by the plan with this fingerprint.
 
-    outcomes: cause to rows, as img2dataset saw them. shards: its tars {name, samples, bytes, sha256}.
+    outcomes: cause to rows, as img2dataset saw them at last. attempts: how many. shards: its tars
+    {attempt, name, samples, bytes, sha256}, attempt by attempt.
     """
 
     item: int
     fingerprint: str
     rows: int
     outcomes: dict[str, int]
+    attempts: int
     shards: list[dict[str, Any]]
 
     @property
     def ok(self) -> int:
         return self.outcomes.get(OK, 0)
+
+    def shards_of(self, attempt: int) -> list[dict[str, Any]]:
+        return [shard for shard in self.shards if shard["attempt"] == attempt]
 
 
 def shard_files(folder: Path, shard: int) -> tuple[Path, Path, Path]:
@@ -48,10 +62,12 @@ def shard_files(folder: Path, shard: int) -> tuple[Path, Path, Path]:
 
 
 def is_finished(folder: Path, shard: int) -> bool:
-    """Whether img2dataset came to the end of a shard, and its files reached the disk."""
+    """Whether img2dataset came to the end of a shard, asked for all of its rows, and its files reached the disk."""
     tar, records, stats = shard_files(folder, shard)
     try:
-        json.loads(stats.read_bytes())["successes"]
+        counts = json.loads(stats.read_bytes())
+        if NOT_ASKED in counts["status_dict"]:
+            return False
         pq.read_metadata(records)  # empty after a power cut, though the statistics are there
     except (FileNotFoundError, ValueError, KeyError):  # pyarrow's own errors are ValueErrors
         return False
@@ -62,7 +78,7 @@ def remove_unfinished(folder: Path, shards: int) -> list[int]:
     """Delete all that a killed run left half-written; returns the shards still to do."""
     finished = [shard for shard in range(shards) if is_finished(folder, shard)]
     keep = {path for shard in finished for path in shard_files(folder, shard)}
-    keep |= {folder / LOG, folder / "input.json"}
+    keep |= {folder / name for name in (LOG, "input.json", _ROWS)}
     for path in set(folder.iterdir()) - keep:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return sorted(set(range(shards)) - set(finished))
@@ -76,13 +92,44 @@ def claim(folder: Path, plan_fingerprint: str) -> None:
     write_json(claimed, {"plan": plan_fingerprint})
 
 
+def count_attempts(corpus: Corpus, item: int) -> int:
+    """Attempts at an item that were begun: 1 and the retries."""
+    attempts = 1
+    while (corpus.download(item, attempts) / _ROWS).is_file():
+        attempts += 1
+    return attempts
+
+
+def begin_attempt(corpus: Corpus, plan: Plan, item: int, rows: pa.Table) -> int:
+    """Freeze the rows (ROW_SCHEMA) of one more attempt, which `download` then makes; returns its number."""
+    attempt = count_attempts(corpus, item)
+    folder = corpus.download(item, attempt)
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, plan.fingerprint)
+    with atomic_open(folder / _ROWS) as stream:
+        pq.write_table(rows, stream, compression="zstd")
+    return attempt
+
+
+def attempt_rows(corpus: Corpus, plan: Plan, item: int, attempt: int) -> pa.Table:
+    """What an attempt asks for (ROW_SCHEMA)."""
+    if attempt == 0:
+        return read_item(corpus, plan, item)
+    path = corpus.download(item, attempt) / _ROWS
+    try:
+        return pq.read_table(path, schema=ROW_SCHEMA)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove its folder, and verify and retry again") from error
+
+
 def read_done(corpus: Corpus, item: int, plan_fingerprint: str) -> Done | None:
-    """The item's record, or None when it is not downloaded by this plan."""
+    """The item's record, or None when it is not downloaded by this plan, or not all attempts of it."""
     try:
         done = Done(**read_json(corpus.done_file(item)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return done if done.fingerprint == plan_fingerprint else None
+    current = done.fingerprint == plan_fingerprint and done.attempts == count_attempts(corpus, item)
+    return done if current else None
 
 
 def read_records(folder: Path, shard: int) -> pa.Table:
@@ -90,41 +137,34 @@ def read_records(folder: Path, shard: int) -> pa.Table:
     return pq.read_table(shard_files(folder, shard)[1], columns=_RECORD_COLUMNS)
 
 
-def write_done(corpus: Corpus, item: int, plan_fingerprint: str, rows: int, shards: int) -> Done:
-    """Take stock of a finished folder and mark the item done.
+def write_done(corpus: Corpus, plan: Plan, item: int, expected_yield: float) -> Done:
+    """Take stock of an item of which all attempts are finished, and mark it done.
 
-    Raises UserError, and clears the folder so that the next run tries again, when not one row was downloaded.
+    Raises UserError, and clears the folder so that the next run tries again, when an item that was tried once
+    brought too little (`too_few`).
     """
-    folder = corpus.download(item)
-    causes: list[str] = []
+    attempts, rows = count_attempts(corpus, item), plan.items[item]["rows"]
+    causes: dict[str, str] = {}
     tars = []
-    for shard in range(shards):
-        tar, _, stats = shard_files(folder, shard)
-        records = read_records(folder, shard)
-        pairs = zip(records["status"].to_pylist(), records["error_message"].to_pylist(), strict=True)
-        causes += [classify(*pair) for pair in pairs]
-        size, digest = tar.stat().st_size, sha256_file(tar)
-        tars.append({"name": tar.name, "samples": read_json(stats)["successes"], "bytes": size, "sha256": digest})
-    causes += [LOST] * (rows - len(causes))
-    done = Done(item, plan_fingerprint, rows, tally(causes), tars)
-    if rows and not done.ok:
-        for shard in range(shards):
-            shard_files(folder, shard)[2].unlink()
-        raise UserError(_all_failed(done, folder))
+    for attempt in range(attempts):
+        folder = corpus.download(item, attempt)
+        for shard in range(math.ceil(attempt_rows(corpus, plan, item, attempt).num_rows / plan.samples_per_shard)):
+            causes |= {uid: cause for uid, cause in _causes(folder, shard) if causes.get(uid) != OK}
+            tar, _, stats = shard_files(folder, shard)
+            size, digest = tar.stat().st_size, sha256_file(tar)
+            facts = {"samples": read_json(stats)["successes"], "bytes": size, "sha256": digest}
+            tars.append({"attempt": attempt, "name": tar.name, **facts})
+    outcomes = tally(causes.values(), [LOST] * (rows - len(causes)))
+    if attempts == 1 and (diagnosis := too_few(outcomes, expected_yield)):
+        for shard in range(len(tars)):
+            shard_files(corpus.download(item), shard)[2].unlink()
+        log = corpus.download(item) / LOG
+        raise UserError(f"work item {item} failed as a whole: {diagnosis} Nothing is marked done; log: {log}")
+    done = Done(item, plan.fingerprint, rows, outcomes, attempts, tars)
     write_json(corpus.done_file(item), asdict(done))
     return done
 
 
-def _all_failed(done: Done, folder: Path) -> str:
-    hints = {
-        "connection": "Is the server running, and reachable from here?",
-        "dns": "Names do not resolve from here: check the network and DNS of this machine.",
-        "timeout": "Nothing answered in time: check the network, or raise --timeout.",
-        "tls": "Check the certificates and the clock of this machine.",
-    }
-    main = max(done.outcomes, key=lambda cause: done.outcomes[cause])
-    return (
-        f"work item {done.item} failed as a whole: 0 of {done.rows:,} rows ({describe(done.outcomes)}). "
-        f"{hints.get(main, 'If all of its URLs are really dead, plan with fewer, larger items.')} "
-        f"Nothing is marked done; log: {folder / LOG}"
-    )
+def _causes(folder: Path, shard: int) -> Iterator[tuple[str, str]]:
+    for row in read_records(folder, shard).to_pylist():
+        yield row["uid"], classify(row["status"], row["error_message"])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none that runs programs
 TOO_LARGE = "image area too large"  # img2dataset's own words; `outcomes` knows these messages
@@ -37,7 +37,7 @@ class GuardedResizer:
 
 
 def prepare(stream: IO[bytes], max_pixels: int) -> IO[bytes]:
-    """The same picture, fit for the resizer: a JPEG as it is, anything else as an opaque 8-bit BMP.
+    """The same picture, fit for the resizer: an upright JPEG as it is, anything else as an upright, opaque 8-bit BMP.
 
     16-bit grey is scaled by 1/257, 16-bit colour keeps its upper 8 bits; alpha is flattened on white.
     Raises ValueError for a picture of more than `max_pixels`, one whose values have no known range (32-bit, float),
@@ -47,9 +47,10 @@ def prepare(stream: IO[bytes], max_pixels: int) -> IO[bytes]:
         with Image.open(stream, formats=FORMATS) as image:
             too_large = image.width * image.height > max_pixels
             mode = image.mode
-            if image.format in ("JPEG", "MPO") and not too_large:
+            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            if image.format in ("JPEG", "MPO") and upright and not too_large:
                 return stream
-            plain = None if too_large else _plain(image)
+            plain = None if too_large else _plain(image if upright else ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise ValueError(TOO_LARGE) from error
     except UnidentifiedImageError as error:

@@ -81,7 +81,7 @@ class Manifest:
         return ShardFile(join(self.folder, path), *rest)
 
 
-def shard_row(folder: Path, shard: Path, samples: int, work_item: int) -> dict[str, Any]:
+def shard_row(folder: Path, shard: Path, samples: int, work_item: int, attempt: int = 0) -> dict[str, Any]:
     """The row of a shard that lies in the manifest's folder with its index: a column each, but `first_sample_index`."""
     return {
         "path": str(shard.relative_to(folder)),
@@ -90,7 +90,7 @@ def shard_row(folder: Path, shard: Path, samples: int, work_item: int) -> dict[s
         "sha256": sha256_file(shard),
         "index_sha256": sha256_file(index_path(shard)),
         "work_item": work_item,
-        "attempt": 0,
+        "attempt": attempt,
     }
 
 

@@ -12,11 +12,18 @@ from collections.abc import Iterable, Mapping
 
 OK = "ok"
 LOST = "lost"  # img2dataset raised on the row and wrote nothing about it
+NO_ANSWER = {"connection", "dns", "timeout", "tls", "private_address"}  # no server said anything of the image
+_PASSING = {"connection", "dns", "timeout", "truncated", LOST}
+_PASSING_STATUS = re.compile(r"http_(408|425|429|5..)")
 
 _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (cause, re.compile(pattern, re.IGNORECASE))
     for cause, pattern in (
+        ("bad_response", r"^BadStatusLine"),  # what follows are the server's words
         ("opt_out", r"disallowed by X-Robots-Tag"),
+        ("private_address", r"not a public address"),
+        ("bad_scheme", r"not a scheme that is asked for"),
+        ("too_many_bytes", r"larger than [\d,]+ bytes"),
         ("too_small", r"image too small"),
         ("too_large", r"image area too large"),
         ("redirect_loop", r"redirect error that would lead to an infinite loop"),
@@ -31,7 +38,7 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         (
             "bad_url",
             r"unknown url type|no host given|nonnumeric port|invalid ipv6|url can't contain"
-            r"|codec can't encode|label (empty|too long)|invalid url|not a valid url",
+            r"|codec can't encode|label (empty|too long)|port (could not|out of range)|invalid url|not a valid url",
         ),
         (
             "connection",
@@ -39,7 +46,7 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"|remote end closed connection|broken pipe|connection aborted|cannot assign requested address"
             r"|software caused connection abort",
         ),
-        ("bad_response", r"got more than \d+|invalid literal for int"),
+        ("bad_response", r"got more than \d+|invalid literal for int|while decompressing"),
         ("unsupported_format", r"unsupported pixel mode"),
         ("not_an_image", r"image decoding error"),
     )
@@ -60,6 +67,17 @@ def classify(status: str, message: str | None) -> str:
     if http and "infinite loop" not in message:
         return f"http_{http[1]}"
     return next((cause for cause, pattern in _RULES if pattern.search(message)), "other")
+
+
+def may_pass(cause: str) -> bool:
+    """Whether the same request may well succeed a moment later."""
+    return cause in _PASSING or bool(_PASSING_STATUS.fullmatch(cause))
+
+
+def matches(cause: str, wanted: Iterable[str]) -> bool:
+    """Whether a cause is among those named: as it is, or as a class of statuses, `5xx` for `http_503`."""
+    status = cause.removeprefix("http_")
+    return any(name in (cause, status, f"{status[0]}xx") for name in wanted)
 
 
 def tally(*counts: Iterable[str] | Mapping[str, int]) -> dict[str, int]:

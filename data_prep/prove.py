@@ -1,4 +1,4 @@
-"""Prove the downloads of one work item against its plan and against the record of its download."""
+"""Prove one attempt at a work item against what it was to ask for and against the record of its download."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from data_prep.downloaded import Done, read_records, shard_files
+from data_prep.downloaded import read_records, shard_files
 from data_prep.outcomes import LOST, OK, classify
 from data_prep.rows import ROW_SCHEMA
 from data_prep.stored import BadImage, Damaged, Stored, check_image, stored_samples
@@ -36,21 +36,21 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Proof:
-    """samples: sorted by uid. outcomes: by uid, one per planned row. damaged: shard to what is wrong."""
+    """samples: sorted by uid. outcomes: by uid, one per row. damaged: shard to what is wrong."""
 
     samples: list[Proven] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
 
 
-def prove(folder: Path, done: Done, planned: pa.Table) -> Proof:
-    """Check every shard of an item's download folder; `planned` is its work item.
+def prove(folder: Path, shards: list[dict[str, Any]], planned: pa.Table) -> Proof:
+    """Check every shard in an attempt's folder. shards: as `Done` records them; planned: the attempt's rows.
 
     If `damaged` is not empty, the rest of the proof is that of the other shards only.
     """
     rows = {row["uid"]: row for row in planned.to_pylist()}
     proof = Proof()
-    for shard, record in enumerate(done.shards):
+    for shard, record in enumerate(shards):
         try:
             samples, outcomes = _prove_shard(folder, shard, record, rows)
             if twice := outcomes.keys() & proof.outcomes.keys():

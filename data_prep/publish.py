@@ -31,6 +31,7 @@ def publish(corpus: Corpus) -> tuple[dict[str, Any], bool]:
         for record in records:
             _check_accounting(corpus, plan, record)
         rows = [row for record in records for row in record.shards]
+        rows.sort(key=lambda row: row["attempt"])  # a retry adds samples after those that are there
         if not rows:
             raise UserError(f"{corpus.folder} has no usable rows: not one of {plan.rows_planned:,} became a sample")
         totals = _totals(corpus, plan, records)

@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus
-from data_prep.downloaded import Done, read_done, shard_files
+from data_prep.downloaded import Done, attempt_rows, read_done, shard_files
 from data_prep.manifest import SCHEMA, shard_row
-from data_prep.outcomes import tally
+from data_prep.outcomes import OK, tally
 from data_prep.plan import Plan, read_item, read_plan
 from data_prep.progress import Report, silent
-from data_prep.prove import Proof, Proven, prove
+from data_prep.prove import Outcome, Proof, Proven, prove
 from data_prep.shard import Sample, index_path, read_at, write_shard
 from data_prep.workers import worker_pool
 from pipeline.errors import UserError
@@ -34,20 +34,27 @@ from pipeline.files import atomic_open, fingerprint, read_json, sha256_file, wri
 from pipeline.locks import exclusive
 
 OUTCOME_SCHEMA = pa.schema(
-    [("uid", pa.string()), ("url", pa.string()), ("outcome", pa.string()), ("detail", pa.string())]
+    [
+        ("uid", pa.string()),
+        ("url", pa.string()),
+        ("outcome", pa.string()),
+        ("detail", pa.string()),  # the message behind a failure
+        ("attempt", pa.int32()),  # the one that had this outcome
+    ]
 )
+Outcomes = dict[str, tuple[Outcome, int]]  # by uid, with the attempt
 
 
 @dataclass(frozen=True)
 class Verified:
     """`verify/<item>.json`: the item is proven.
 
-    fingerprint: of the download that it was made from, and of what is recorded of a shard. shards: rows for the
-    manifest. outcomes: cause to number of planned rows, `rows` in all.
+    attempts: fingerprint of each download that it was made from, and of what is recorded of a shard. shards: rows
+    for the manifest. outcomes: cause to number of planned rows, `rows` in all.
     """
 
     item: int
-    fingerprint: str
+    attempts: list[str]
     rows: int
     shards: list[dict[str, Any]]
     outcomes: dict[str, int]
@@ -101,15 +108,22 @@ def verify(
 
 def read_verified(corpus: Corpus, done: Done) -> Verified | None:
     """The item's record, or None when it was not verified since that download."""
+    record = _stored_record(corpus, done.item)
+    return record if record and record.attempts == _stamps(done) else None
+
+
+def _stored_record(corpus: Corpus, item: int) -> Verified | None:
     try:
-        record = Verified(**read_json(corpus.verified_file(done.item)))
+        return Verified(**read_json(corpus.verified_file(item)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return record if record.fingerprint == _stamp(done) else None
 
 
-def _stamp(done: Done) -> str:
-    return fingerprint([asdict(done), SCHEMA.names])
+def _stamps(done: Done) -> list[str]:
+    """One per attempt; an attempt's depends on those before it, which decide what it was to ask for."""
+    head = [done.item, done.fingerprint, SCHEMA.names]
+    shards = [done.shards_of(attempt) for attempt in range(done.attempts)]
+    return [fingerprint([head, shards[: attempt + 1]]) for attempt in range(done.attempts)]
 
 
 def shard_problem(corpus: Corpus, row: dict[str, Any]) -> str | None:
@@ -141,17 +155,49 @@ def _verify_item(corpus: Corpus, plan: Plan, item: int, again: bool) -> Verdict:
             return Verdict(item, None, True, _forget(corpus, item, changed), mended_by="verify")
         if record and not any(shard_problem(corpus, row) for row in record.shards):
             return Verdict(item, record, False, [])
-        planned = read_item(corpus, plan, item)
-        proof = prove(corpus.download(item), done, planned)
+        return _prove_item(corpus, plan, done)
+
+
+def _prove_item(corpus: Corpus, plan: Plan, done: Done) -> Verdict:
+    """Prove the attempts that are not proven yet, and write their samples: the first that has a row keeps it."""
+    item = done.item
+    outcomes, shards, proven = _proven_before(corpus, done)
+    proofs = {}
+    for attempt in range(proven, done.attempts):
+        rows = attempt_rows(corpus, plan, item, attempt)
+        proof = prove(corpus.download(item, attempt), done.shards_of(attempt), rows)
         if proof.damaged:
-            return Verdict(item, None, True, _quarantine(corpus, item, proof), mended_by="download")
-        _remove_leftovers(corpus, item)
-        shards = list(_write_shards(corpus, item, proof.samples, plan.samples_per_shard))
-        _write_outcomes(corpus, item, proof, planned)
-        outcomes = tally(outcome.cause for outcome in proof.outcomes.values())
-        record = Verified(item, _stamp(done), planned.num_rows, shards, outcomes)
-        write_json(corpus.verified_file(item), asdict(record))
-        return Verdict(item, record, True, [])
+            return Verdict(item, None, True, _quarantine(corpus, item, attempt, proof), mended_by="download")
+        proofs[attempt] = proof
+    _remove_leftovers(corpus, item, shards)
+    for attempt, proof in proofs.items():
+        got = {uid for uid, (outcome, _) in outcomes.items() if outcome.cause == OK}
+        samples = [sample for sample in proof.samples if sample.uid not in got]
+        shards += _write_shards(corpus, item, attempt, samples, plan.samples_per_shard)
+        outcomes |= {uid: (outcome, attempt) for uid, outcome in proof.outcomes.items() if uid not in got}
+    _write_outcomes(corpus, item, outcomes, read_item(corpus, plan, item))
+    counts = tally(outcome.cause for outcome, _ in outcomes.values())
+    record = Verified(item, _stamps(done), len(outcomes), shards, counts)
+    write_json(corpus.verified_file(item), asdict(record))
+    return Verdict(item, record, True, [])
+
+
+def _proven_before(corpus: Corpus, done: Done) -> tuple[Outcomes, list[dict[str, Any]], int]:
+    """What the last verification found of the attempts that are still as they were: outcomes, shards, how many."""
+    record, stamps = _stored_record(corpus, done.item), _stamps(done)
+    if record is None or record.attempts != stamps[: len(record.attempts)]:
+        return {}, [], 0
+    if any(shard_problem(corpus, row) for row in record.shards):
+        return {}, [], 0
+    proven = len(record.attempts)
+    try:
+        rows = pq.read_table(corpus.outcomes(done.item), schema=OUTCOME_SCHEMA).to_pylist()
+    except (OSError, pa.ArrowInvalid):
+        return {}, [], 0
+    # A kill may have left what a later attempt found already: those rows are not settled.
+    settled = {row["uid"]: row for row in rows if row["attempt"] < proven}
+    outcomes = {uid: (Outcome(row["outcome"], row["detail"]), row["attempt"]) for uid, row in settled.items()}
+    return outcomes, record.shards, proven
 
 
 def _changed_shards(corpus: Corpus, record: Verified) -> list[Path]:
@@ -174,7 +220,7 @@ def _forget(corpus: Corpus, item: int, changed: list[Path]) -> list[str]:
     return [f"item {item}: {path.name} or its index is not what was verified (sha256)" for path in changed]
 
 
-def _quarantine(corpus: Corpus, item: int, proof: Proof) -> list[str]:
+def _quarantine(corpus: Corpus, item: int, attempt: int, proof: Proof) -> list[str]:
     """Move damaged shards aside, then take back the item's claim to be done.
 
     In this order: until the last file is gone the claim stands, and with it the record that the files fail, so
@@ -182,7 +228,7 @@ def _quarantine(corpus: Corpus, item: int, proof: Proof) -> list[str]:
     """
     for shard in proof.damaged:
         # Statistics first: they say "finished".
-        _set_aside(corpus, item, reversed(shard_files(corpus.download(item), shard)))
+        _set_aside(corpus, item, reversed(shard_files(corpus.download(item, attempt), shard)))
     corpus.done_file(item).unlink()
     return [f"item {item}: {reason}" for reason in proof.damaged.values()]
 
@@ -196,21 +242,27 @@ def _set_aside(corpus: Corpus, item: int, paths: Iterable[Path]) -> None:
             shutil.move(path, aside / path.name)
 
 
-def _remove_leftovers(corpus: Corpus, item: int) -> None:
-    """The record and shards of an earlier verification, and temporary files of a killed one."""
-    corpus.verified_file(item).unlink(missing_ok=True)
+def _remove_leftovers(corpus: Corpus, item: int, proven: list[dict[str, Any]]) -> None:
+    """Shards of earlier verifications but the `proven` ones, and temporary files of killed ones."""
+    if not proven:
+        corpus.verified_file(item).unlink(missing_ok=True)
+    kept = {corpus.folder / row["path"] for row in proven}
+    kept |= {index_path(path) for path in kept}
+    left = set((corpus.folder / "shards").glob(f"{item:05d}-*")) - kept
     for folder in ("shards", "outcomes", "verify"):
-        for pattern in (f"{item:05d}-*", f".{item:05d}*.tmp"):
-            for path in (corpus.folder / folder).glob(pattern):
-                path.unlink()
+        left |= set((corpus.folder / folder).glob(f".{item:05d}*.tmp"))
+    for path in left:
+        path.unlink()
 
 
-def _write_shards(corpus: Corpus, item: int, samples: list[Proven], capacity: int) -> Iterator[dict[str, Any]]:
+def _write_shards(
+    corpus: Corpus, item: int, attempt: int, samples: list[Proven], capacity: int
+) -> Iterator[dict[str, Any]]:
     for number, start in enumerate(range(0, len(samples), capacity)):
         part = samples[start : start + capacity]
-        path = corpus.shard(item, number)
+        path = corpus.shard(item, number, attempt)
         write_shard(path, _read_back(part))
-        yield shard_row(corpus.folder, path, len(part), item)
+        yield shard_row(corpus.folder, path, len(part), item, attempt)
 
 
 def _read_back(samples: list[Proven]) -> Iterator[Sample]:
@@ -226,10 +278,10 @@ def _read_back(samples: list[Proven]) -> Iterator[Sample]:
             os.close(descriptor)
 
 
-def _write_outcomes(corpus: Corpus, item: int, proof: Proof, planned: pa.Table) -> None:
+def _write_outcomes(corpus: Corpus, item: int, outcomes: Outcomes, planned: pa.Table) -> None:
     rows = []
     for row in planned.to_pylist():
-        outcome = proof.outcomes[row["uid"]]
-        rows.append({"uid": row["uid"], "url": row["url"], "outcome": outcome.cause, "detail": outcome.detail})
+        outcome, attempt = outcomes[row["uid"]]
+        rows.append({**row, "outcome": outcome.cause, "detail": outcome.detail, "attempt": attempt})
     with atomic_open(corpus.outcomes(item)) as stream:
         pq.write_table(pa.Table.from_pylist(rows, OUTCOME_SCHEMA), stream, compression="zstd")

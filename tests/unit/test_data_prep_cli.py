@@ -55,7 +55,7 @@ def test_the_examples_are_commands_that_parse(path: tuple[str, ...], tmp_path: P
 def test_help_lists_the_commands_in_the_order_of_a_run() -> None:
     listed = CliRunner().invoke(main, ["--help"]).output.split("Commands:")[1]
     order = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
-    run = ["new", "metadata", "plan", "download", "verify", "manifest", "report", "upload"]
+    run = ["new", "metadata", "plan", "download", "verify", "retry", "manifest", "report", "upload"]
     assert [name for name in order if name in run] == run
 
 
@@ -71,6 +71,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["plan", "nothing"], "error: no corpus 'nothing': shipped are cc12m, cc3m"),
         (["plan", "demo"], "error: no metadata at "),
         (["download", "demo"], "error: no plan at "),
+        (["retry", "demo"], "error: no plan at "),
         (["verify", "demo", "--json"], "error: no plan at "),
         (["manifest", "demo"], "error: no plan at "),
         (["status", "demo"], "error: no plan at "),

@@ -36,7 +36,7 @@ def test_the_lock_is_held_until_the_last_shard_has_ended(
     ran: list[int] = []
     locked: list[bool] = []
 
-    def shard(job: data_prep.download._Shard) -> None:
+    def shard(job: data_prep.download.Shard) -> None:
         ran.append(job.number)
         if job.number == 0:
             running.wait(10)

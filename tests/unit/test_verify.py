@@ -30,6 +30,7 @@ from data_prep.publish import publish
 from data_prep.shard import index_path, read_index
 from data_prep.stored import BadImage, check_image
 from data_prep.verify import verify
+from data_prep.watch import UNSTATED_YIELD
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
 from pipeline.locks import exclusive
@@ -90,7 +91,7 @@ def downloaded(corpus: Corpus, plan: Plan, item: int, rows: list[Entry], order: 
     starts = range(0, len(rows), DOWNLOAD_SHARD)
     for shard, start in enumerate(starts):
         write_shard_files(folder, shard, rows[start : start + DOWNLOAD_SHARD], order)
-    write_done(corpus, item, plan.fingerprint, plan.items[item]["rows"], len(starts))
+    write_done(corpus, plan, item, UNSTATED_YIELD)
 
 
 def outcomes(corpus: Corpus, item: int = 0) -> dict[str, str]:
@@ -220,7 +221,7 @@ def test_a_changed_file_is_quarantined(toy: tuple[Corpus, Plan, list[Entry]], sp
         os.truncate(tar, tar.stat().st_size // 2)
     elif spoil == "cut before the record":  # the record is of the torn file: only the content can tell
         os.truncate(tar, tar.stat().st_size // 2 // 512 * 512 + 100)
-        write_done(corpus, 0, plan.fingerprint, ROWS, 3)
+        write_done(corpus, plan, 0, UNSTATED_YIELD)
     elif spoil == "flip":
         content = bytearray(tar.read_bytes())
         content[700] ^= 1
@@ -229,7 +230,7 @@ def test_a_changed_file_is_quarantined(toy: tuple[Corpus, Plan, list[Entry]], sp
         tar.unlink()
     elif spoil == "stats":
         stats.write_text(json.dumps({"successes": 3}))
-        write_done(corpus, 0, plan.fingerprint, ROWS, 3)
+        write_done(corpus, plan, 0, UNSTATED_YIELD)
     else:
         records.write_bytes(b"PAR1 no longer")
     (verdict,) = verify(corpus)
@@ -388,7 +389,7 @@ def test_a_failed_item_is_not_done_and_can_be_tried_again(toy: tuple[Corpus, Pla
     corpus, plan, rows = toy
     message = "<urlopen error [Errno 111] Connection refused>"
     dead = [{**row, "status": "failed_to_download", "error_message": message} for row in rows]
-    with pytest.raises(UserError, match=r"0 of 20 rows \(20 connection\)\. Is the server running"):
+    with pytest.raises(UserError, match=r"0 of 20 rows .* \(20 connection\)\. Is the server running"):
         downloaded(corpus, plan, 0, dead)
     assert read_done(corpus, 0, plan.fingerprint) is None
     assert remove_unfinished(corpus.download(0), 3) == [0, 1, 2]

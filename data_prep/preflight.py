@@ -1,0 +1,104 @@
+"""Is this machine fit for a download? Asked before the first URL, because afterwards every row bears the blame."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+from data_prep.corpus import Corpus, Fetch
+from data_prep.downloaded import read_done
+from data_prep.plan import Plan, read_item, read_plan
+from pipeline.errors import UserError
+from pipeline.files import free_bytes
+
+_FILES_PER_THREAD, _FILES_BESIDES = 3, 128  # a socket, a spooled body, the resolver's socket
+_SAMPLED_HOSTS = 16
+_BITS_PER_PIXEL = 1.5  # of a JPEG of quality 95, roughly
+
+
+def preflight(corpus: Corpus, plan: Plan, items: Sequence[int], fetch: Fetch) -> dict[str, int]:
+    """{open_files, disk_bytes_free, disk_bytes_needed, hosts_tried, hosts_resolved}: what was found for `items`.
+
+    disk_bytes_needed: a rough estimate for all of them. Raises the process's limit of open files if need be.
+    Raises UserError when open files are too few, the disk cannot hold the shards in progress, or the resolver
+    fails for every host of a sample.
+    """
+    open_files = _enough_open_files(fetch.threads)
+    per_image = plan.images.image_size**2 * _BITS_PER_PIXEL / 8
+    free = free_bytes(corpus.folder)
+    in_progress = int(fetch.processes * plan.samples_per_shard * per_image)
+    rows = sum(plan.items[item]["rows"] for item in items)
+    if free < min(in_progress, rows * per_image):
+        raise UserError(
+            f"{corpus.folder} has {free / 1e9:.2f} GB free; the {fetch.processes} shards in progress take about "
+            f"{in_progress / 1e9:.2f} GB, all {rows:,} rows about {rows * per_image / 1e9:.2f} GB. Make room first."
+        )
+    tried, resolved = _resolve(corpus, plan, items)
+    return {
+        "open_files": open_files,
+        "disk_bytes_free": free,
+        "disk_bytes_needed": int(rows * per_image),
+        "hosts_tried": tried,
+        "hosts_resolved": resolved,
+    }
+
+
+def look(corpus: Corpus, fetch: Fetch, items: Sequence[int] | None = None) -> dict[str, int]:
+    """What a download would do, and the findings of `preflight`: {items, rows, ...}; writes nothing."""
+    plan = read_plan(corpus)
+    chosen = plan.select(items)
+    to_do = [item for item in chosen if read_done(corpus, item, plan.fingerprint) is None]
+    rows = {"items_done": len(chosen) - len(to_do), "items": len(to_do)}
+    rows["rows"] = sum(plan.items[item]["rows"] for item in to_do)
+    return {**rows, **(preflight(corpus, plan, to_do, fetch) if to_do else {})}
+
+
+def _enough_open_files(threads: int) -> int:
+    """The limit of a process, raised to what `threads` need where the system lets us; workers inherit it."""
+    need = threads * _FILES_PER_THREAD + _FILES_BESIDES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < need:
+        raise UserError(
+            f"{threads} threads need about {need} open files, and this system allows {hard} (ulimit -Hn): "
+            f"run it with --threads {max(1, (hard - _FILES_BESIDES) // _FILES_PER_THREAD)} at most, or raise the limit"
+        )
+    if soft != resource.RLIM_INFINITY and soft < need:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+    return max(soft, need)
+
+
+def _resolve(corpus: Corpus, plan: Plan, items: Sequence[int]) -> tuple[int, int]:
+    """How many hosts were looked up, and how many have an address. A name that does not exist is no fault of ours."""
+    if urllib.request.getproxies():
+        return 0, 0  # it is the proxy that looks names up
+    first = read_item(corpus, plan, items[0])["url"].slice(0, 50 * _SAMPLED_HOSTS).to_pylist()
+    hosts = list(dict.fromkeys(filter(None, map(_host, first))))[:_SAMPLED_HOSTS]
+    if not hosts:
+        return 0, 0
+    with ThreadPoolExecutor(len(hosts)) as threads:
+        answers = list(threads.map(_look_up, hosts))
+    if all(isinstance(answer, socket.gaierror) and answer.errno == socket.EAI_AGAIN for answer in answers):
+        raise UserError(
+            f"DNS: this machine's resolver answers for none of {len(hosts)} hosts, {hosts[0]} for one ({answers[0]}). "
+            "Check /etc/resolv.conf and the network; on a cluster, a proxy (https_proxy) may be the way out."
+        )
+    return len(hosts), sum(answer is None for answer in answers)
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _look_up(host: str) -> Exception | None:
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        return error
+    return None

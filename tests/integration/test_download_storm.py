@@ -1,0 +1,167 @@
+"""kill -9, thirty times at seeded moments of download, verify, retry and manifest: the corpus ends as if nothing had
+happened, and no manifest that was there in between listed a torn shard.
+
+pytest -m storm --numprocesses 0
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from data_prep.manifest import read_manifest
+from pipeline.errors import UserError
+from pipeline.files import sha256_file
+from tests.hostile import encoded
+
+ROWS, TASKS, SAMPLES_PER_SHARD, KILLS = 240, 3, 20, 30
+LIFE_SECONDS = {"download": 8.0, "retry": 8.0, "verify": 5.0, "manifest": 2.0}  # of a command that is let be, about
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Every picture takes a moment; every seventh fails until the server is mended."""
+
+    server: Web
+
+    def do_GET(self) -> None:
+        number = int(self.path[1:])
+        time.sleep(0.03)
+        failing = number % 7 == 0 and not self.server.mended
+        body = b"" if failing else encoded("JPEG", (60 + number, 50))
+        self.send_response(500 if failing else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Web(ThreadingHTTPServer):
+    daemon_threads = True
+    mended = False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that are killed are the normal case."""
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with Web(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+FIRST = (("download", "web", "--retries", "0"), ("verify", "web", "--processes", "2"), ("manifest", "web"))
+SECOND = (("retry", "web", "--causes", "5xx"), *FIRST[1:])
+
+
+def plan(root: Path, web: Web) -> None:
+    folder = root / "web"
+    (folder / "metadata").mkdir(parents=True)
+    fetch = {"allow_private": True, "threads": 4, "processes": 2}
+    facts = {"name": "web", "title": "A web", "licence": "CC0-1.0", "fetch": fetch}
+    (folder / "corpus.yaml").write_text(yaml.safe_dump(facts))
+    urls = [f"http://127.0.0.1:{web.server_port}/{number}" for number in range(ROWS)]
+    table = {"url": urls, "caption": [f"picture {number}" for number in range(ROWS)]}
+    pq.write_table(pa.table(table), folder / "metadata/rows.parquet")
+    run(root, "plan", "web", "--tasks", str(TASKS), "--samples-per-shard", str(SAMPLES_PER_SHARD))
+
+
+def start(root: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "data_prep", "--root", str(root), *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def run(root: Path, *arguments: str) -> None:
+    with start(root, *arguments) as process:
+        _, said = process.communicate()
+    assert process.returncode == 0, said.decode()
+
+
+def chain(root: Path, commands: tuple[tuple[str, ...], ...]) -> None:
+    for arguments in commands:
+        run(root, *arguments)
+
+
+def kill_once(draw: random.Random, root: Path, commands: tuple[tuple[str, ...], ...], hit: Counter[str]) -> None:
+    """Run the commands in order; one of them is killed, somewhere on its way."""
+    victim, share = draw.randrange(len(commands)), draw.random()
+    chain(root, commands[:victim])
+    while True:
+        share *= 0.8  # of its longest life: it may have less to do than that, and end before
+        with start(root, *commands[victim]) as process:
+            try:
+                process.wait(0.1 + share * LIFE_SECONDS[commands[victim][0]])
+            except subprocess.TimeoutExpired:
+                if draw.random() < 0.5:
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    process.kill()  # the workers must follow by themselves
+                process.wait()
+                hit[commands[victim][0]] += 1
+                return
+            assert process.stderr is not None
+            assert process.returncode == 0, process.stderr.read().decode()
+
+
+def assert_whole(root: Path) -> None:
+    """Whatever manifest is there lists shards as they are."""
+    try:
+        rows = read_manifest(root / "web").table.to_pylist()
+    except UserError:
+        return
+    for row in rows:
+        path = root / "web" / row["path"]
+        assert sha256_file(path) == row["sha256"]
+
+
+def content(root: Path) -> dict[str, str]:
+    folder = root / "web"
+    names = [folder / "manifest.json", folder / "manifest.parquet", *sorted((folder / "shards").iterdir())]
+    return {str(path.relative_to(root)): sha256_file(path) for path in names}
+
+
+def uids(root: Path) -> dict[str, str]:
+    rows = [
+        row for item in range(TASKS) for row in pq.read_table(root / f"web/outcomes/{item:05d}.parquet").to_pylist()
+    ]
+    return {row["uid"]: row["outcome"] for row in rows}
+
+
+@pytest.mark.slow
+@pytest.mark.storm
+@pytest.mark.timeout(3600)
+def test_thirty_kills_change_nothing(web: Web, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    plan(whole, web)
+    plan(killed, web)
+    draw, hit = random.Random(11), Counter[str]()
+    for mended, commands in ((False, FIRST), (True, SECOND)):
+        web.mended = mended
+        chain(whole, commands)
+        for _ in range(KILLS // 2):
+            kill_once(draw, killed, commands, hit)
+            assert_whole(killed)
+        chain(killed, commands)
+        assert content(killed) == content(whole)
+        assert uids(killed) == uids(whole)
+    assert hit.total() == KILLS
+    assert {"download", "verify", "retry", "manifest"} <= hit.keys(), hit
+    assert set(uids(whole).values()) == {"ok"}
+    assert not list(killed.rglob("*.tmp"))
