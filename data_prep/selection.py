@@ -44,9 +44,9 @@ class Selections:
 
     def rows(self, number: int) -> np.ndarray:
         """(n,) ROW: what the filters left of a shard, each uid's first occurrence only."""
-        left = np.load(self._file(number, ".npy"))
+        left = np.load(self._file(number, ".npy"), allow_pickle=False)
         repeated = self._file(number, ".repeated.npy")
-        return np.delete(left, np.load(repeated)) if repeated.is_file() else left
+        return np.delete(left, np.load(repeated, allow_pickle=False)) if repeated.is_file() else left
 
     def select(self, number: int, file: ShardFile, where: str | None, uids: Path | None) -> Selection:
         """Check a shard against its manifest and filter its rows; done already, it is only read back.
@@ -93,7 +93,7 @@ class Selections:
         """(shard, places in its file) of the repeated uids of one of `parts` equal pieces of the space of uids."""
         uids, owners, places = [], [], []
         for selection in selections:
-            column = np.load(self._file(selection.number, ".npy"), mmap_mode="r")["uid"]
+            column = np.load(self._file(selection.number, ".npy"), mmap_mode="r", allow_pickle=False)["uid"]
             (chosen,) = np.nonzero(_leading(column) * parts >> 16 == part)
             uids.append(column[chosen])
             owners.append(np.full(len(chosen), selection.number, dtype=np.int64))

@@ -76,7 +76,8 @@ def finished(web: HostileWeb, tmp_path_factory: pytest.TempPathFactory) -> tuple
         "allow_private": True,
     }
     images = {"image_size": 128, "max_pixels": MAX_PIXELS, "user_agent_token": "picky"}
-    facts = {"name": "web", "title": "A web", "licence": "CC0-1.0", "images": images, "fetch": fetch}
+    screen = {"max_caption_length": 200_000}  # one of the captions has 100 kB
+    facts = {"name": "web", "title": "A web", "licence": "CC0-1.0", "images": images, "fetch": fetch, "screen": screen}
     (folder / "corpus.yaml").write_text(yaml.safe_dump(facts))
     paths = [*TROUBLE, *GOOD]
     hosts = [web.url, web.url.replace("127.0.0.1", "localhost")]  # the one that wants to be left alone is another
