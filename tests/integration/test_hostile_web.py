@@ -148,7 +148,7 @@ def test_neighbours_captions_and_orientation(finished: tuple[Path, float, int]) 
         assert caption == f"picture /neighbour/{number}.jpg"
         assert facts["original_sha256"] == facts["sha256"]
     for path, caption in CAPTIONS.items():
-        assert samples[path][1] == " ".join(caption.split())
+        assert samples[path][1] == " ".join(caption.replace("\0", " ").split())
     upright = Image.open(io.BytesIO(samples["/rotated.jpg"][0]))
     assert upright.size == (40, 60)
     assert upright.getexif().get(0x0112, 1) == 1
