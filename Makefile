@@ -26,7 +26,7 @@ demo: setup
 test: setup lint
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not storm"
 
-# A run that is killed forty times; ten minutes of two cores.
+# What is killed tens of times and ends the same; twenty minutes of two cores.
 storm: setup
 	$(BIN)/pytest -m storm
 

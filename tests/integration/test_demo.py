@@ -134,6 +134,7 @@ def test_only_what_depends_on_a_lost_file_is_made_again(undisturbed: Path, port:
     assert state(workdir) == state(undisturbed)
 
 
+@pytest.mark.storm
 def test_killed_in_every_stage_it_ends_the_same(undisturbed: Path, port: int, tmp_path: Path) -> None:
     workdir = tmp_path / "killed"
     for stage in STAGES:
