@@ -101,6 +101,11 @@ class CorpusDefinition(Section):
     def metadata_patterns(self) -> tuple[str, ...]:
         return (self.metadata,) if isinstance(self.metadata, str) else self.metadata
 
+    @property
+    def imprint(self) -> dict[str, str]:
+        """What every manifest says of its corpus."""
+        return {"corpus": self.name, "title": self.title, "licence": self.licence, "source": self.source}
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -112,6 +117,11 @@ class Corpus:
     @property
     def plan_file(self) -> Path:
         return self.folder / "plan.json"
+
+    @property
+    def derived_file(self) -> Path:
+        """There where the corpus was made of others (`derive.py`)."""
+        return self.folder / "derived.json"
 
     def plan_item(self, item: int) -> Path:
         return self.folder / "plan" / f"{item:05d}.parquet"

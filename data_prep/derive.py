@@ -150,7 +150,7 @@ def _definition(name: str, given: _Sources, request: Request) -> CorpusDefinitio
 
 def _freeze(corpus: Corpus, request: Request) -> None:
     """Store what is asked for, or refuse it where something else was. Raises UserError."""
-    stored, wanted = corpus.folder / "derived.json", asdict(request)
+    stored, wanted = corpus.derived_file, asdict(request)
     if corpus.plan_file.exists():
         raise UserError(f"{corpus.folder} is a corpus that was downloaded: give the new one another name (--out)")
     if not stored.is_file():
@@ -229,12 +229,8 @@ def _write_shard(corpus: Corpus, selections: Selections, number: int, pieces: Se
 
 
 def _totals(corpus: Corpus, given: _Sources, request: Request, kept: int, dropped: dict[str, int]) -> dict[str, Any]:
-    definition = corpus.definition
     return {
-        "corpus": definition.name,
-        "title": definition.title,
-        "licence": definition.licence,
-        "source": definition.source,
+        **corpus.definition.imprint,
         "plan": fingerprint(asdict(request)),
         "samples_per_shard": request.samples_per_shard,
         "derived_from": request.sources,

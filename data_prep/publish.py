@@ -105,12 +105,8 @@ def _check_accounting(corpus: Corpus, plan: Plan, record: Verified) -> None:
 
 def _totals(corpus: Corpus, plan: Plan, records: list[Verified]) -> dict[str, Any]:
     outcomes = tally(*(record.outcomes for record in records))
-    definition = corpus.definition
     return {
-        "corpus": definition.name,
-        "title": definition.title,
-        "licence": definition.licence,
-        "source": definition.source,
+        **corpus.definition.imprint,
         "plan": plan.fingerprint,
         "samples_per_shard": plan.samples_per_shard,
         "rows_read": plan.rows_read,

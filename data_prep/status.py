@@ -12,14 +12,20 @@ from pipeline.files import read_json
 
 
 def how_far(corpus: Corpus) -> dict[str, Any]:
-    """{rows, work_items, downloaded, verified, published}: counts of rows, items, items, items, samples."""
+    """{rows, work_items, downloaded, verified, published}: counts of rows, items, items, items, samples.
+
+    Of a corpus that was made of others, which has no plan: {published}. Raises UserError when there is neither.
+    """
+    manifest = corpus.folder / "manifest.json"
+    published = read_json(manifest)["samples"] if manifest.is_file() else 0
+    if corpus.derived_file.is_file():
+        return {"published": published}
     plan = read_plan(corpus)
     done = [record for item in range(plan.tasks) if (record := read_done(corpus, item, plan.fingerprint))]
-    manifest = corpus.folder / "manifest.json"
     return {
         "rows": plan.rows_planned,
         "work_items": plan.tasks,
         "downloaded": len(done),
         "verified": sum(read_verified(corpus, record) is not None for record in done),
-        "published": read_json(manifest)["samples"] if manifest.is_file() else 0,
+        "published": published,
     }

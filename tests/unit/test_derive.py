@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -215,6 +216,7 @@ def test_the_commands(noise_corpus, tmp_path):
     merged = call("merge", "few", str(noise_corpus), "--out", "both")
     assert "kept 203 of 223 samples" in merged.output
     assert "20 duplicate_uid" in merged.output
+    assert json.loads(call("status", "few", "--json").output) == {"published": 20}
     assert '"shards": 4' in call("reshard", "few", "--samples-per-shard", "5", "--out", "small", "--json").output
     assert call("subset", "few", "--out", "x").exit_code == 2
     wrong = call("reshard", "few", "--samples-per-shard", "5", "--out", "No Name")
