@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
+# Two workers with as many threads each as there are cores would stand in each other's way.
+test test-fast storm: export OMP_NUM_THREADS := 1
+
 # Where this is set, every process would compile torch and the rest anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
