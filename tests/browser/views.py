@@ -1,4 +1,4 @@
-"""Views of a page in the browser: its width and scheme, what it asked for, and a picture of it to keep.
+"""Views of a page in the browser, what must hold in each, and a picture of it to keep.
 
 `REPORT_SCREENSHOTS=FOLDER` keeps a picture of each view.
 """
@@ -20,12 +20,48 @@ def show(browser, page: Path, width: int = 1280, scheme: str = "light") -> None:
     browser.get(page.as_uri())
 
 
+def show_whole(browser, page: Path, width: int = 1280, scheme: str = "light") -> None:
+    """Show it; nothing was fetched or logged, and nothing sticks out."""
+    show(browser, page, width, scheme)
+    assert browser.get_log("browser") == []
+    assert requested(browser) == {page.as_uri()}
+    overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.execute_script(overflow) == 0
+
+
 def requested(browser) -> set[str]:
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
     urls = {params["request"]["url"] for params in sent}
     # chrome: is the browser's own start page, still loading; a page cannot ask for it.
     return {url for url in urls if not url.startswith(("data:", "chrome:", "chrome-untrusted:"))}
+
+
+def text_of(browser, selector: str) -> str:
+    """As it stands there, with every run of white space as one space."""
+    return " ".join(browser.execute_script("return document.querySelector(arguments[0]).textContent", selector).split())
+
+
+def assert_nothing_hostile_ran(browser) -> None:
+    assert browser.execute_script("return window.hacked") is None
+    assert browser.execute_script("return document.querySelectorAll('img[src=x]').length") == 0
+
+
+def assert_pictures_are_described(browser, count: int) -> None:
+    """Those of the contact sheet are decoded and have a text, every drawing has a name, and no id is there twice."""
+    pictures = "return [...document.querySelectorAll('.sheet img')].map(i => [i.naturalWidth > 0, i.alt.length > 0])"
+    assert browser.execute_script(pictures) == [[True, True]] * count
+    assert browser.execute_script("return document.querySelectorAll('[role=img]:not([aria-label])').length") == 0
+    ids = browser.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+
+
+def assert_text_has_contrast(browser, page: Path) -> None:
+    """WCAG AA: at least 4.5 to 1 for every piece of text against what is behind it, in both schemes."""
+    script = (Path(__file__).parent / "contrast.js").read_text()
+    for scheme in ("light", "dark"):
+        show(browser, page, scheme=scheme)
+        assert browser.execute_script(script) == []
 
 
 def keep_screenshot(browser, name: str) -> None:
