@@ -192,9 +192,10 @@ def _groups_task(rng: random.Random, images: list[Emoji], style: str) -> EvalTas
     return EvalTask(
         name="emoji-groups",
         title=f"Names in an unseen style ({style}), worst emoji group",
-        samples=[e.sample(label=label, group=groups.index(e.group)) for label, e in enumerate(chosen)],
+        samples=[e.sample(label=label, metadata=(groups.index(e.group), label)) for label, e in enumerate(chosen)],
         classnames=[emoji.name for emoji in chosen],
         templates=TEMPLATES,
+        columns=("group", "y"),
         group_names=groups,
     )
 

@@ -5,7 +5,7 @@
       zeroshot_classification_templates.txt    one per line, with {c}   (classification)
       dataset_type.txt                         "retrieval"              (retrieval)
       test/nshards.txt, test/0.tar, ...        members s0000000.<jpg|png|webp> with
-                                               .cls, class; .npy, (2,) int64 [group, class]; .txt, captions
+                                               .cls, class; .npy, (W,) int64 metadata; .txt, captions
 
 The readers this layout is for: clip_benchmark's `build_wds_dataset`, DataComp's `wds_eval` and `wilds_eval`.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ _SAMPLES_PER_TAR = 512
 
 @dataclass(frozen=True)
 class EvalSample:
-    """One image of a task, with its label and, for worst-group tasks, its group; or with its captions."""
+    """One image of a task, with its label, its metadata, its captions, or several of these."""
 
     image: bytes
     extension: str
     label: int | None = None
-    group: int | None = None
+    metadata: Sequence[int] = ()
     captions: Sequence[str] = ()
 
     def members(self) -> dict[str, bytes]:
@@ -42,9 +42,9 @@ class EvalSample:
         members = {self.extension: self.image}
         if self.label is not None:
             members["cls"] = str(self.label).encode()
-        if self.group is not None:
+        if self.metadata:
             stream = io.BytesIO()
-            np.save(stream, np.array([self.group, self.label], dtype=np.int64))
+            np.save(stream, np.array(self.metadata, dtype=np.int64))
             members["npy"] = stream.getvalue()
         if self.captions:
             members["txt"] = "\n".join(self.captions).encode()
@@ -55,7 +55,8 @@ class EvalSample:
 class EvalTask:
     """A task and what `tasks.yaml` says of it. name: as in `wds_<name>_test`.
 
-    classnames, templates: empty for retrieval. group_names: of the worst-group task, by group index.
+    classnames, templates: empty for retrieval. columns: of the metadata of a worst-group task, whose groups are told
+    apart by the first; group_names: of each of its values.
     """
 
     name: str
@@ -63,6 +64,7 @@ class EvalTask:
     samples: Sequence[EvalSample]
     classnames: Sequence[str] = ()
     templates: Sequence[str] = ()
+    columns: Sequence[str] = ()
     group_names: Sequence[str] = ()
 
     def describe(self) -> dict[str, Any]:
@@ -83,34 +85,44 @@ class EvalTask:
                 "chance": 1 / size,
             }
         entry = {
-            "kind": "worst_group" if self.group_names else "classification",
+            "kind": "worst_group" if self.columns else "classification",
             "title": self.title,
             "size": size,
             "classes": len(self.classnames),
             "templates": len(self.templates),
-            "main_metric": "worst_group_accuracy" if self.group_names else "acc1",
+            "main_metric": "acc_wg" if self.columns else "acc1",
             "chance": 1 / len(self.classnames),
         }
-        return {**entry, "group_names": list(self.group_names)} if self.group_names else entry
+        if not self.columns:
+            return entry
+        names = {"columns": list(self.columns), "group_by": self.columns[0], "group_names": list(self.group_names)}
+        return {**entry, **names}
 
 
 def write_tasks(evaldata: Path, tasks: Sequence[EvalTask]) -> None:
     """Write each task's folder, then `tasks.yaml`. The same tasks always give the same bytes."""
     for task in tasks:
-        _write_task(evaldata / f"wds_{task.name}_test", task)
+        write_folder(evaldata / f"wds_{task.name}_test", task.samples, task.classnames, task.templates)
     with atomic_open(evaldata / "tasks.yaml", "w") as stream:
         yaml.safe_dump({task.name: task.describe() for task in tasks}, stream, sort_keys=False)
 
 
-def _write_task(folder: Path, task: EvalTask) -> None:
-    if task.classnames:
-        _write_lines(folder / "classnames.txt", task.classnames)
-        _write_lines(folder / "zeroshot_classification_templates.txt", task.templates)
+def write_folder(
+    folder: Path,
+    samples: Sequence[EvalSample],
+    classnames: Sequence[str] = (),
+    templates: Sequence[str] = (),
+    samples_per_tar: int = _SAMPLES_PER_TAR,
+) -> None:
+    """One task's folder; without class names it is one of retrieval."""
+    if classnames:
+        _write_lines(folder / "classnames.txt", classnames)
+        _write_lines(folder / "zeroshot_classification_templates.txt", templates)
     else:
         _write_lines(folder / "dataset_type.txt", ["retrieval"])
-    starts = range(0, len(task.samples), _SAMPLES_PER_TAR)
+    starts = range(0, len(samples), samples_per_tar)
     for shard, start in enumerate(starts):
-        _write_tar(folder / "test" / f"{shard}.tar", task.samples[start : start + _SAMPLES_PER_TAR], start)
+        _write_tar(folder / "test" / f"{shard}.tar", samples[start : start + samples_per_tar], start)
     _write_lines(folder / "test" / "nshards.txt", [str(len(starts))])
 
 
@@ -123,6 +135,6 @@ def _write_tar(path: Path, samples: Sequence[EvalSample], first: int) -> None:
                 tar.addfile(member, io.BytesIO(content))
 
 
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     with atomic_open(path, "w") as stream:
         stream.writelines(f"{line}\n" for line in lines)

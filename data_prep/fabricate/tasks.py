@@ -66,9 +66,10 @@ def scene_tasks(seed: int, total: int, render_all: Callable[[list[Scene]], list[
         EvalTask(
             name="scenes-groups",
             title="Colours, worst background",
-            samples=[EvalSample(*next(drawn), label=label, group=group) for _, label, group in grouped],
+            samples=[EvalSample(*next(drawn), label=label, metadata=(group, label)) for _, label, group in grouped],
             classnames=tuple(COLOURS),
             templates=COLOUR_TEMPLATES,
-            group_names=[f"{kind} background" for kind in BACKGROUND_KINDS],
+            columns=("background", "y"),
+            group_names=BACKGROUND_KINDS,
         ),
     ]

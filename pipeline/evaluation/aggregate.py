@@ -22,7 +22,7 @@ def aggregate(out: Path, data: Path, tasks: Sequence[str] | Literal["all"] = "al
     {model, checkpoint_sha256, model_config_sha256, precision, tasks: n, average,
      scores: {task: {title, score, chance, main_metric}}}
 
-    tasks: the ones expected, of `data/tasks.yaml`.
+    tasks: the ones expected, of `data/tasks.yaml`. Those that are not in the average have to have a result too.
     Raises UserError that names every task whose result is missing, or is of another definition, data or
     evaluation code than today's, or if the results are of several models; no aggregate.json is left then.
     """
@@ -45,13 +45,16 @@ def aggregate(out: Path, data: Path, tasks: Sequence[str] | Literal["all"] = "al
             f"no average: {len(problems)} of {len(expected)} results in {out} cannot be used. "
             f"Run `neuclip evaluate` again.{reasons}"
         )
+    averaged = {name: result for name, result in results.items() if expected[name].in_average}
+    if not averaged:
+        raise UserError(f"no average: {', '.join(expected)} count in none")
     summary = {
         **_one_model(results),
-        "tasks": len(results),
-        "average": sum(result["score"] for result in results.values()) / len(results),
+        "tasks": len(averaged),
+        "average": sum(result["score"] for result in averaged.values()) / len(averaged),
         "scores": {
             name: {key: result[key] for key in ("title", "score", "chance", "main_metric")}
-            for name, result in results.items()
+            for name, result in averaged.items()
         },
     }
     write_json(path, summary)
@@ -65,7 +68,7 @@ def _why_missing(out: Path, task: str) -> str:
 
 def _is_of_today(result: Result, data: Path, name: str, task: Task) -> bool:
     try:
-        return is_current(result, task_stamp(task, open_task_folder(data, name)))
+        return is_current(result, task_stamp(task, open_task_folder(data, name, task)))
     except UserError:  # the data is gone
         return False
 

@@ -5,14 +5,19 @@ Metrics as in clip-benchmark 1.4.0. Legend: N images, C classes, K = 5 where the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.reading import Parse, member
+from pipeline.evaluation.metadata import Metadata, ParseMetadata, Row, gather
+from pipeline.evaluation.reading import Parse
+from pipeline.evaluation.samples import Sample, member
+from pipeline.evaluation.task_folder import TaskFolder
 from pipeline.evaluation.task_run import Metrics, TaskRun
+from pipeline.evaluation.tasks import Task
 
 
 class Predictions(NamedTuple):
@@ -29,14 +34,35 @@ class Predictions(NamedTuple):
 
 def evaluate(run: TaskRun) -> Metrics:
     """acc1, acc5 (None below 5 classes), mean_per_class_recall."""
-    predictions = predict(run, partial(parse_label, classes=run.task.class_count))
+    predictions = predict(run, parser(run.task))
     return metrics(predictions, torch.tensor(predictions.targets))
+
+
+def parser(task: Task) -> Parse:
+    """A sample -> its class."""
+    return partial(parse_label, classes=task.class_count)
+
+
+def check_texts(folder: TaskFolder, task: Task) -> None:
+    """Raises UserError when class names or templates are not what the task says."""
+    texts(folder, task)
+
+
+def texts(folder: TaskFolder, task: Task) -> tuple[list[str], list[str]]:
+    """The C class names and the T templates. Raises UserError when they are not what the task says."""
+    return folder.classnames(task.class_count), folder.templates(task.templates)
+
+
+def predict_with_metadata(run: TaskRun, parse: ParseLabelAndMetadata) -> tuple[Predictions, Tensor, Metadata]:
+    """Classify every image: predictions, the labels (N,) int64, and the metadata."""
+    predictions = predict(run, parse)
+    labels, rows = zip(*predictions.targets, strict=True)
+    return predictions, torch.tensor(labels), gather(parse.metadata.names, rows, run.folder.path)
 
 
 def predict(run: TaskRun, parse: Parse) -> Predictions:
     """Classify every image of the task; keeps of the logits only what the metrics read."""
-    classnames = run.folder.classnames(run.task.class_count)
-    classifier = run.encoder.classifier(classnames, run.folder.templates(run.task.templates))
+    classifier = run.encoder.classifier(*texts(run.folder, run.task))
     tops, bests, targets = [], [], []
     for features, batch_targets in run.encoded_batches(parse):
         top, best = rank(100.0 * features @ classifier)
@@ -70,7 +96,18 @@ def mean_per_class_recall(predicted: Tensor, labels: Tensor) -> float:
     return (hits[present].double() / totals[present]).mean().item()
 
 
-def parse_label(sample: dict[str, Any], classes: int) -> int:
+@dataclass(frozen=True)
+class ParseLabelAndMetadata:
+    """A sample -> its class and its metadata."""
+
+    classes: int
+    metadata: ParseMetadata
+
+    def __call__(self, sample: Sample) -> tuple[int, Row]:
+        return parse_label(sample, self.classes), self.metadata(sample)
+
+
+def parse_label(sample: Sample, classes: int) -> int:
     """The class of a sample, from its `cls`. Raises ValueError for one that is not in [0, classes)."""
     label = int(member(sample, "cls"))
     if not 0 <= label < classes:

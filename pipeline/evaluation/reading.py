@@ -6,7 +6,6 @@ the last bit of every score, do not depend on W.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,18 +15,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.errors import UserError
+from pipeline.evaluation.samples import Sample, images, read_samples, sample_name
 
-IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
-Parse = Callable[[dict[str, Any]], Any]  # a sample's members, by extension -> what the task needs besides the image
+Parse = Callable[[Sample], Any]  # what the task needs of a sample besides its images
 
 
 class Batch(NamedTuple):
-    """B samples. samples: B names for messages. images: (B, 3, H, W) fp32. targets: B results of `parse`."""
+    """B samples with I images (I = B but for WinoGAViL). names: of each image, for messages.
 
-    samples: list[str]
+    images: (I, 3, H, W) fp32. targets: B results of `parse`.
+    """
+
+    names: list[str]
     images: Tensor
     targets: list[Any]
 
@@ -48,7 +49,7 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Batches of `batch_size` samples (the last may be smaller) over all shards.
 
-    preprocess: RGB image -> (3, H, W) fp32. parse: raises ValueError for members that it cannot take.
+    preprocess: image -> (3, H, W) fp32. parse: raises ValueError for a sample that it cannot take.
     workers: loader processes; 0 decodes in this process.
     Raises UserError that names shard and sample, for an unreadable shard, image or member.
     """
@@ -58,27 +59,6 @@ def read_batches(
         if isinstance(batch, _Failure):
             raise UserError(batch.message)
         yield batch
-
-
-def read_samples(shards: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Undecoded samples: `__key__`, `__url__` (the shard) and bytes by lower-case extension.
-
-    Raises UserError for a shard that cannot be read to its end.
-    """
-    for shard in shards:
-        try:
-            with open(shard, "rb") as stream:
-                yield from group_by_keys(tar_file_expander([{"url": str(shard), "stream": stream}]))
-        except Exception as error:
-            reason = error.args[0] if error.args else error  # webdataset appends streams to the arguments
-            raise UserError(f"{shard} cannot be read (torn or no tar?): {reason}") from error
-
-
-def member(sample: dict[str, Any], extension: str) -> bytes:
-    """The bytes of one member of a sample; raises ValueError when it has none of that extension."""
-    if extension not in sample:
-        raise ValueError(f"no {extension}")
-    return sample[extension]
 
 
 class _Batches(IterableDataset):
@@ -96,24 +76,18 @@ class _Batches(IterableDataset):
         except UserError as error:
             yield _Failure(str(error))
 
-    def _decode(self, raw: list[dict[str, Any]]) -> Batch:
-        names = [f"{sample['__url__']}: sample {sample['__key__']}" for sample in raw]
-        images, targets = [], []
-        for name, sample in zip(names, raw, strict=True):
+    def _decode(self, raw: list[Sample]) -> Batch:
+        names, tensors, targets = [], [], []
+        for sample in raw:
+            name = sample_name(sample)
             try:
-                images.append(self.preprocess(_decode_image(sample)))
+                found = [self.preprocess(image) for image in images(sample)]
                 targets.append(self.parse(sample))
             except Exception as error:  # decoders raise what they like
                 raise UserError(f"{name}: {error or type(error).__name__}") from error
-        return Batch(names, torch.stack(images), targets)
-
-
-def _decode_image(sample: dict[str, Any]) -> Image.Image:
-    extension = next((extension for extension in IMAGE_EXTENSIONS if extension in sample), None)
-    if extension is None:
-        raise ValueError(f"no image ({', '.join(IMAGE_EXTENSIONS)})")
-    with Image.open(io.BytesIO(sample[extension])) as image:
-        return image.convert("RGB")
+            names += [name] * len(found)
+            tensors += found
+        return Batch(names, torch.stack(tensors), targets)
 
 
 def _as_is(batch: Any) -> Any:

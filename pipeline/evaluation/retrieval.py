@@ -6,14 +6,14 @@ its captions, a caption the one image. Legend: N images, M captions.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.evaluation.reading import member
+from pipeline.evaluation.reading import Parse
+from pipeline.evaluation.samples import Sample, member
 from pipeline.evaluation.task_run import Metrics, TaskRun
+from pipeline.evaluation.tasks import Task
 
 DEPTHS = (1, 5, 10)
 
@@ -23,7 +23,7 @@ def evaluate(run: TaskRun) -> Metrics:
     images: list[Tensor] = []
     captions: list[Tensor] = []
     captions_per_image: list[int] = []
-    for features, batch_captions in run.encoded_batches(_parse_captions):
+    for features, batch_captions in run.encoded_batches(parser(run.task)):
         images.append(features.cpu())
         captions.append(run.encoder.encode_texts([text for texts in batch_captions for text in texts]).cpu())
         captions_per_image.extend(len(texts) for texts in batch_captions)
@@ -32,6 +32,11 @@ def evaluate(run: TaskRun) -> Metrics:
         raise UserError(f"{run.folder.path} holds {found} captions, the task has {expected}")
     owner = torch.arange(len(captions_per_image)).repeat_interleave(torch.tensor(captions_per_image))
     return metrics(torch.cat(images), torch.cat(captions), owner)
+
+
+def parser(task: Task) -> Parse:
+    """A sample -> its captions: the lines of `txt` in a tar, the list `caption` in Parquet."""
+    return _parse_row if task.format == "parquet" else _parse_lines
 
 
 def metrics(images: Tensor, captions: Tensor, owner: Tensor) -> Metrics:
@@ -59,8 +64,15 @@ def recall_at_k(scores: Tensor, query_image: Tensor, answer_image: Tensor, k: in
     return (answer_image[best] == query_image[:, None]).any(dim=1).double().mean().item()
 
 
-def _parse_captions(sample: dict[str, Any]) -> list[str]:
+def _parse_lines(sample: Sample) -> list[str]:
     captions = member(sample, "txt").decode().splitlines()
     if not captions:
         raise ValueError("no caption in its txt")
+    return captions
+
+
+def _parse_row(sample: Sample) -> list[str]:
+    captions = member(sample, "caption")
+    if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
+        raise ValueError(f"caption should be a list of texts, not {captions!r}")
     return captions

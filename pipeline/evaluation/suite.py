@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 
 from pipeline.errors import UserError
-from pipeline.evaluation import classification, retrieval, worst_group
 from pipeline.evaluation.aggregate import AGGREGATE_FILE
 from pipeline.evaluation.encoder import Encoder, Precision
+from pipeline.evaluation.kinds import KINDS
 from pipeline.evaluation.results import (
     Result,
     Stamp,
@@ -27,16 +27,10 @@ from pipeline.evaluation.results import (
     task_stamp,
 )
 from pipeline.evaluation.task_folder import TaskFolder, open_task_folder
-from pipeline.evaluation.task_run import Metrics, Progress, TaskRun
+from pipeline.evaluation.task_run import Progress, TaskRun
 from pipeline.evaluation.tasks import load_tasks, select_tasks
 from pipeline.files import write_json
 from pipeline.models.two_tower import load_exported
-
-KINDS: dict[str, Callable[[TaskRun], Metrics]] = {
-    "classification": classification.evaluate,
-    "retrieval": retrieval.evaluate,
-    "worst_group": worst_group.evaluate,
-}
 
 
 def _silent(task: str, done: int, total: int) -> None:
@@ -74,7 +68,7 @@ def evaluate(
     pending: dict[str, tuple[TaskFolder, Stamp]] = {}
     for name, task in chosen.items():
         with _failing_alone(out, name, failures):
-            folder = open_task_folder(data, name)
+            folder = open_task_folder(data, name, task)
             stamp = {**model, **task_stamp(task, folder)}
             result = read_result(out, name)
             if result is not None and is_current(result, stamp) and not force:
@@ -109,13 +103,13 @@ def evaluate(
 def _measure(run: TaskRun) -> Result:
     task = run.task
     start = time.perf_counter()
-    metrics = KINDS[task.kind](run)
+    metrics = KINDS[task.kind].evaluate(run)
     return {
         "task": run.name,
         "title": task.title,
         "kind": task.kind,
         "main_metric": task.main_metric,
-        "score": metrics[task.main_metric],
+        "score": None if task.main_metric is None else metrics[task.main_metric],
         "chance": task.chance,
         "metrics": metrics,
         "n": task.size,

@@ -1,8 +1,10 @@
-"""The files of one task, `wds_<task>_test`, as DataComp publishes them.
+"""The files of one task, as DataComp publishes them: WebDataset in `wds_<task>_test`, or Parquet.
 
 classnames.txt                           one class per line; a label counts them from 0
 zeroshot_classification_templates.txt    one prompt per line, `{c}` is the class
 test/nshards.txt, test/0.tar, ...        WebDataset shards: image, `cls`, `txt` or `npy` per sample
+
+Of format parquet are the data sets of the Hugging Face hub: every *.parquet in the folder, in the order of their paths.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.evaluation.tasks import file_name
+from pipeline.evaluation.tasks import Task, task_path
 from pipeline.files import fingerprint, sha256_file
 
 CLASSNAMES_FILE = "classnames.txt"
@@ -28,10 +30,10 @@ class TaskFolder:
     path: Path
     shards: tuple[Path, ...]
 
-    def classnames(self, expected: int) -> list[str]:
+    def classnames(self, expected: int | None) -> list[str]:
         """The C class names. Raises UserError unless there are `expected` of them."""
         names = self._lines(CLASSNAMES_FILE)
-        if len(names) != expected:
+        if expected not in (None, len(names)):
             raise UserError(f"{self.path / CLASSNAMES_FILE} names {len(names)} classes, the task has {expected}")
         return names
 
@@ -62,7 +64,9 @@ class TaskFolder:
         return fingerprint(
             {
                 "texts": [[str(path.relative_to(self.path)), sha256_file(path)] for path in texts],
-                "shards": [[path.name, path.stat().st_size, _edges_sha256(path)] for path in self.shards],
+                "shards": [
+                    [str(path.relative_to(self.path)), path.stat().st_size, _edges_sha256(path)] for path in self.shards
+                ],
             }
         )
 
@@ -79,23 +83,32 @@ class TaskFolder:
         return lines
 
 
-def open_task_folder(data: Path, task: str) -> TaskFolder:
-    """The folder of `task` under `data`. Raises UserError when it, its shard count or a shard is missing."""
-    path = data / f"wds_{file_name(task)}_test"
+def open_task_folder(data: Path, name: str, task: Task) -> TaskFolder:
+    """The folder of a task under `data`. Raises UserError when it, its shard count or a shard is missing."""
+    path = task_path(data, name, task)
     if not path.is_dir():
         raise UserError(f"no folder {path}")
-    counter = path / "test" / "nshards.txt"
+    if task.format == "webdataset":
+        return TaskFolder(path, _tars(path / "test"))
+    found = sorted(file for file in path.rglob("*.parquet") if not file.relative_to(path).parts[0].startswith("."))
+    if not found:
+        raise UserError(f"no *.parquet in {path}")
+    return TaskFolder(path, tuple(found))
+
+
+def _tars(folder: Path) -> tuple[Path, ...]:
+    counter = folder / "nshards.txt"
     try:
         count = int(counter.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{counter} is missing: it holds the number of shards") from error
     except ValueError as error:
         raise UserError(f"{counter} should hold the number of shards: {error}") from error
-    shards = tuple(path / "test" / f"{number}.tar" for number in range(count))
+    shards = tuple(folder / f"{number}.tar" for number in range(count))
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing or not shards:
         raise UserError(f"{counter} says {count} shards; missing: {', '.join(missing) or 'all'}")
-    return TaskFolder(path, shards)
+    return shards
 
 
 def _edges_sha256(path: Path) -> str:

@@ -30,20 +30,22 @@ class TaskRun:
     workers: int
     progress: Progress
 
-    def encoded_batches(self, parse: Parse) -> Iterator[tuple[Tensor, list[Any]]]:
-        """Image features (B, D) and B parsed targets, batch by batch, over the whole task.
+    def encoded_batches(self, parse: Parse, images_per_sample: int = 1) -> Iterator[tuple[Tensor, list[Any]]]:
+        """Image features (I, D) and B parsed targets, batch by batch, over the whole task; I = B but for WinoGAViL.
 
+        images_per_sample: at most; a batch has so many times fewer samples.
         Raises UserError for unreadable samples, and unless the shards hold exactly `task.size` of them.
         """
         done, size = 0, self.task.size
+        samples = max(1, self.batch_size // images_per_sample)
         cuda = self.encoder.device.type == "cuda"
         for batch in read_batches(
-            self.folder.shards, self.encoder.preprocess, parse, self.batch_size, self.workers, pin_memory=cuda
+            self.folder.shards, self.encoder.preprocess, parse, samples, self.workers, pin_memory=cuda
         ):
-            done += len(batch.samples)
+            done += len(batch.targets)
             if done > size:
                 raise UserError(f"{self.folder.path} holds more than the {size} samples of the task")
-            yield self.encoder.encode_images(batch.images, batch.samples), batch.targets
+            yield self.encoder.encode_images(batch.images, batch.names), batch.targets
             self.progress(self.name, done, size)
         if done < size:
             raise UserError(f"{self.folder.path} ends after {done} of {size} samples: a shard is cut short or missing")

@@ -1,57 +1,35 @@
-"""Classification judged by the group that fares worst (WILDS, Koh et al. 2021)."""
+"""Classification judged by the group that fares worst: Camelyon17's slides (WILDS, Koh et al. 2021), Dollar Street's
+incomes, GeoDE's regions, or groups of a user's own.
+"""
 
 from __future__ import annotations
 
-import io
-from functools import partial
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
-
 from pipeline.evaluation import classification
-from pipeline.evaluation.reading import member
+from pipeline.evaluation.classification import ParseLabelAndMetadata
+from pipeline.evaluation.metadata import ParseMetadata, share_by_group
 from pipeline.evaluation.task_run import Metrics, TaskRun
+from pipeline.evaluation.tasks import Task
 
 
 def evaluate(run: TaskRun) -> Metrics:
-    """Classification's metrics, `worst_group_accuracy`, and `acc_<group>`, `count_<group>` of every group."""
-    groups = run.task.group_names
-    parse = partial(_parse_label_and_group, classes=run.task.class_count, groups=len(groups))
-    predictions = classification.predict(run, parse)
-    labels, group = torch.tensor(predictions.targets).unbind(dim=1)
-    accuracies, counts = group_accuracies(predictions.best == labels, group, len(groups))
-    result = classification.metrics(predictions, labels)
-    result["worst_group_accuracy"] = accuracies[counts > 0].min().item()
-    for name, accuracy, count in zip(groups, accuracies.tolist(), counts.tolist(), strict=True):
-        result[f"acc_{name}"] = accuracy if count else None
-        result[f"count_{name}"] = count
-    return result
+    """Classification's metrics; `acc_avg`, `acc_wg`, `acc_COLUMN:VALUE` and `count_COLUMN:VALUE` of every group.
 
-
-def group_accuracies(correct: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Accuracy and size of each group: (groups,) float64, NaN where empty, and (groups,) int64.
-
-    correct: (N,) bool. group: (N,) int64 in [0, groups).
+    The names begin with `acc_top5` where the class has to be among the five best.
     """
-    counts = group.bincount(minlength=groups)
-    return group[correct].bincount(minlength=groups).double() / counts, counts
+    task = run.task
+    predictions, labels, metadata = classification.predict_with_metadata(run, parser(task))
+    hits = predictions.best == labels
+    if task.top == 5:
+        hits = (predictions.top == labels[:, None]).any(dim=1)
+    return {
+        **classification.metrics(predictions, labels),
+        **share_by_group(
+            "acc_top5" if task.top == 5 else "acc", hits, metadata, (str(task.group_by),), task.group_names
+        ),
+    }
 
 
-def parse_group(sample: dict[str, Any], groups: int) -> int:
-    """A sample's group: the first entry of its metadata, a vector in `npy`.
-
-    Raises ValueError for other metadata, and for a group that is not in [0, groups).
-    """
-    metadata = np.lib.format.read_array(io.BytesIO(member(sample, "npy")), allow_pickle=False)
-    if metadata.ndim != 1 or metadata.size == 0 or metadata.dtype.kind not in "iuf":
-        raise ValueError(f"metadata should be a vector of numbers, not {metadata.dtype} of shape {metadata.shape}")
-    group = int(metadata[0])
-    if group != metadata[0] or not 0 <= group < groups:
-        raise ValueError(f"group {metadata[0]} is not in [0, {groups})")
-    return group
-
-
-def _parse_label_and_group(sample: dict[str, Any], classes: int, groups: int) -> tuple[int, int]:
-    return classification.parse_label(sample, classes), parse_group(sample, groups)
+def parser(task: Task) -> ParseLabelAndMetadata:
+    """A sample -> its class and its metadata."""
+    grouped = ParseMetadata(task.columns, (str(task.group_by),), len(task.group_names) or None)
+    return ParseLabelAndMetadata(task.class_count, grouped)

@@ -76,7 +76,7 @@ def read_facts(run_dir: Path) -> RunFacts:
     results = run_dir / "results"
     tasks = [_read(path) for path in sorted(results.glob("*.json")) if path.name != "aggregate.json"]
     failed = [task for task in tasks if task and "error" in task]
-    scored = [task for task in tasks if task and "score" in task]
+    scored = [task for task in tasks if task and task.get("score") is not None]
     aggregate, export = _read(results / "aggregate.json"), _read(run_dir / "model" / "export.json")
     return RunFacts(
         run_dir=run_dir,
