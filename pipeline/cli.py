@@ -14,6 +14,7 @@ from typing import Any, Literal
 import click
 
 from pipeline import __version__
+from pipeline.cli_eval_data import eval_data
 from pipeline.errors import UserError
 from pipeline.processes import die_with_parent
 
@@ -186,7 +187,7 @@ def export(checkpoint: Path, out: Path, weights: Literal["auto", "average", "las
     "--data",
     required=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with tasks.yaml and a wds_<task>_test folder per task.",
+    help="Folder of the tasks' files; of DataComp's where it has no tasks.yaml.",
 )
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder for <task>.json and aggregate.json."
@@ -214,6 +215,9 @@ def evaluate(model: Path, data: Path, out: Path, tasks: str, batch_size: int, wo
     for task, entry in summary["scores"].items():
         click.echo(f"{task:32} {entry['main_metric']:24} {entry['score']:.4f}   chance {entry['chance']:.4f}")
     click.echo(f"{'average of ' + str(summary['tasks']):57} {summary['average']:.4f}")
+
+
+main.add_command(eval_data)
 
 
 @main.command()

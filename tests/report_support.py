@@ -135,7 +135,7 @@ def _results(run: Path) -> None:
     scores = (
         ("scenes_unseen", "classification", "acc1", 0.6125, 0.0417, "Unseen combinations"),
         ("scenes_retrieval", "retrieval", "mean_recall_at_1", 0.2031, 0.0010, "Retrieval " + HOSTILE),
-        ("scenes_groups", "worst_group", "worst_group_accuracy", 0.4333, 0.125, "Worst background"),
+        ("scenes_groups", "worst_group", "acc_wg", 0.4333, 0.125, "Worst background"),
     )
     for task, kind, metric, score, chance, title in scores:
         result = {

@@ -122,6 +122,12 @@ def group_scene(seed: int, index: int) -> tuple[Scene, int, int]:
     return _scene(uid, rng, [pair], counts=(1,), kinds=(BACKGROUND_KINDS[group],)), label, group
 
 
+def lone_scene(seed: int, split: str, index: int, pair: Pair, kind: str | None = None) -> Scene:
+    """A single object of any pair, on a background of that kind, or of any."""
+    uid, rng = _identity(seed, split, index)
+    return _scene(uid, rng, [pair], counts=(1,), kinds=(kind,) if kind else BACKGROUND_KINDS)
+
+
 def retrieval_scenes(seed: int, total: int) -> list[Scene]:
     """Scenes of two groups of SEEN pairs, no two alike in counts, sizes, colours, shapes and relation."""
     scenes: dict[tuple[object, ...], Scene] = {}

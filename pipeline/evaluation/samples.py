@@ -50,20 +50,30 @@ def images(sample: Sample) -> list[Image.Image]:
     Those of tars are made RGB here, those of Parquet by the model's preprocessing after it has resized them, as in
     the official evaluation: for a palette or transparency that is not the same.
     """
-    for extension in IMAGE_EXTENSIONS:
-        if extension in sample:
-            return [_decode(sample[extension]).convert("RGB")]
+    opened = [open_image(content) for content in encoded_images(sample)]
+    for image in opened:
+        image.load()
+    return [image.convert("RGB") for image in opened] if _extension(sample) else opened
+
+
+def encoded_images(sample: Sample) -> list[bytes]:
+    """The same, as they are stored."""
+    if extension := _extension(sample):
+        return [sample[extension]]
     if "candidate_images" in sample:
-        return [_decode(candidate["bytes"]) for candidate in member(sample, "candidate_images")]
+        return [member(candidate, "bytes") for candidate in member(sample, "candidate_images")]
     if "image" in sample:
-        return [_decode(member(sample, "image")["bytes"])]
+        return [member(member(sample, "image"), "bytes")]
     raise ValueError(f"no image ({', '.join(IMAGE_EXTENSIONS)})")
 
 
-def _decode(content: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(content))
-    image.load()
-    return image
+def open_image(content: bytes) -> Image.Image:
+    """An image of which only the header was read."""
+    return Image.open(io.BytesIO(content))
+
+
+def _extension(sample: Sample) -> str | None:
+    return next((extension for extension in IMAGE_EXTENSIONS if extension in sample), None)
 
 
 def _tar_members(shard: Path) -> Iterator[Sample]:

@@ -10,7 +10,16 @@ from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -115,8 +124,21 @@ class Display:
 @contextmanager
 def task_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yields `report(task, done, total)`: a bar per task on a terminal, a line per finished task elsewhere."""
+    with _bars(MofNCompleteColumn(), lambda total: f"{total} images") as report:
+        yield report
+
+
+@contextmanager
+def bytes_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """The same, of bytes."""
+    with _bars(DownloadColumn(), lambda total: f"{total / 1e6:.1f} MB") as report:
+        yield report
+
+
+@contextmanager
+def _bars(count: ProgressColumn, said: Callable[[int], str]) -> Iterator[Callable[[str, int, int], None]]:
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
     bars: dict[str, TaskID] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
 
@@ -125,6 +147,6 @@ def task_progress() -> Iterator[Callable[[str, int, int], None]]:
                 bars[task] = progress.add_task(task, total=total)
             progress.update(bars[task], completed=done)
             if done == total and not console.is_terminal:
-                console.print(f"{task}: {total} images", highlight=False)
+                console.print(f"{task}: {said(total)}", highlight=False)
 
         yield report

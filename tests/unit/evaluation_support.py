@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline.config.schema import ModelConfig
+from pipeline.evaluation.task_folder import TaskFolder, open_task_folder
+from pipeline.evaluation.tasks import Task
 from pipeline.models.two_tower import WEIGHTS_FILE, build_two_tower, open_clip_config, write_model_config
 
 MODEL = ModelConfig(
@@ -77,6 +79,12 @@ def write_folder(
     return folder
 
 
+def open_folder(data: Path, name: str, **keys: Any) -> TaskFolder:
+    """The opened folder of a task of which nothing but the name matters, or what `keys` says."""
+    task = {"kind": "classification", "title": "T", "size": 1, "classes": 2, "main_metric": "acc1", "chance": 0.5}
+    return open_task_folder(data, name, Task.model_validate({**task, **keys}))
+
+
 def write_tasks_file(data: Path, entries: dict[str, dict[str, Any]]) -> None:
     """Write `tasks.yaml`."""
     (data / "tasks.yaml").write_text(yaml.safe_dump(entries, sort_keys=False))
@@ -117,8 +125,10 @@ def write_suite(data: Path, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
                 "title": "Groups",
                 "size": size,
                 "classes": classes,
-                "main_metric": "worst_group_accuracy",
+                "main_metric": "acc_wg",
                 "chance": 1 / classes,
+                "columns": ["place", "y"],
+                "group_by": "place",
                 "group_names": ["north", "south", "alone", "nobody"],
             },
             "captions": {

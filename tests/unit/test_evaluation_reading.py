@@ -7,18 +7,20 @@ import tarfile
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import webdataset
-from evaluation_support import image_bytes, write_folder
+from evaluation_support import image_bytes, open_folder, write_folder
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from pipeline.errors import UserError
 from pipeline.evaluation.classification import parse_label
+from pipeline.evaluation.metadata import ParseMetadata, gather
 from pipeline.evaluation.reading import read_batches
-from pipeline.evaluation.task_folder import open_task_folder
-from pipeline.evaluation.worst_group import parse_group
+from pipeline.evaluation.samples import images
 
 SIZE = 23
 read_label = partial(parse_label, classes=SIZE)
@@ -30,7 +32,7 @@ def samples(kind="png"):
 
 
 def read(data, workers=0, parse=read_label, batch_size=4):
-    shards = open_task_folder(data, "t").shards
+    shards = open_folder(data, "t").shards
     return list(read_batches(shards, to_tensor, parse, batch_size, workers))
 
 
@@ -40,7 +42,7 @@ def test_every_sample_once_in_order(tmp_path, workers, shards):
     content = samples()
     write_folder(tmp_path, "t", content, shards=shards)
     batches = read(tmp_path, workers)
-    assert [len(batch.samples) for batch in batches] == [4, 4, 4, 4, 4, 3]
+    assert [len(batch.names) for batch in batches] == [4, 4, 4, 4, 4, 3]
     assert [label for batch in batches for label in batch.targets] == list(range(SIZE))
     images = torch.cat([batch.images for batch in batches])
     expected = [to_tensor(Image.open(io.BytesIO(sample["png"]))) for sample in content]
@@ -124,20 +126,27 @@ def _npy(value):
     return stream.getvalue()
 
 
-def test_the_group_is_the_first_entry_of_the_metadata():
-    assert parse_group({"npy": _npy(np.array([2, 0, 9]))}, groups=3) == 2
-    assert parse_group({"npy": _npy(np.array([1.0, 0.5]))}, groups=3) == 1
+PARSE = ParseMetadata(("place", "y"), grouped=("place",), groups=3)
+
+
+def test_metadata_are_the_named_columns_whatever_their_type():
+    assert PARSE({"npy": _npy(np.array([2, 7]))}).values == [2, 7]
+    assert PARSE({"npy": _npy(np.array([2, 7, 0.5, 1]))}) == (4, [2, 7])  # what has no name is not read
+    assert PARSE({"npy": _npy(np.array([1.0, -3.0], np.float32))}).values == [1, -3]
+    assert ParseMetadata(("place",), grouped=("place",))({"npy": _npy(np.array([99]))}).values == [99]
 
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (_npy(np.array([3, 0])), r"group 3 is not in \[0, 3\)"),
-        (_npy(np.array([-1])), "group -1 is not in"),
-        (_npy(np.array([0.5])), "group 0.5 is not in"),
-        (_npy(np.array([np.nan])), "NaN"),
+        (_npy(np.array([3, 0])), r"place 3 is not in \[0, 3\)"),
+        (_npy(np.array([-1, 0])), "place -1 is not in"),
+        (_npy(np.array([0.5, 0])), "should be whole numbers"),
+        (_npy(np.array([np.nan, 0])), "should be whole numbers"),
+        (_npy(np.array([1])), "metadata has 1 columns, the task's are place, y"),
         (_npy(np.array(1)), "should be a vector"),
-        (_npy(np.zeros((0,))), "should be a vector"),
+        (_npy(np.array([[1, 2]])), "should be a vector"),
+        (_npy(np.zeros((0,))), "metadata has 0 columns"),
         (_npy(np.array(["a"])), "should be a vector"),
         (_npy(np.array([{}], dtype=object)), "allow_pickle"),
         (b"not npy at all", "magic string"),
@@ -145,4 +154,80 @@ def test_the_group_is_the_first_entry_of_the_metadata():
 )
 def test_other_metadata_is_refused(metadata, message):
     with pytest.raises(ValueError, match=message):
-        parse_group({"npy": metadata}, groups=3)
+        PARSE({"npy": metadata})
+
+
+def test_metadata_of_another_width_is_counted_to():
+    rows = [PARSE({"npy": _npy(np.arange(width))}) for width in (3, 3, 4, 3)]
+    with pytest.raises(UserError, match=r"here: the metadata of sample 2 \(from 0\) has 4 columns, not 3"):
+        gather(("place", "y"), rows, "here")
+    assert gather(("place", "y"), rows[:2], "here").values.tolist() == [[0, 1], [0, 1]]
+
+
+def write_parquet(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def captioned(count, first=0):
+    rng = np.random.default_rng(first)
+    return [
+        {
+            "image": {"bytes": image_bytes(rng), "path": None},
+            "caption": [f"{first + row} {k}" for k in range(1 + row % 3)],
+        }
+        for row in range(count)
+    ]
+
+
+PARQUET = {"kind": "retrieval", "classes": None, "main_metric": "mean_recall@1", "format": "parquet", "folder": "o/t"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_parquet_rows_come_once_in_order(tmp_path, workers):
+    rows = captioned(20), captioned(21, first=20)
+    for number, part in enumerate(rows):
+        write_parquet(tmp_path / f"o/t/TEST/test/000{number}.parquet", part)
+    write_parquet(tmp_path / "o/t/.cache/x.parquet", [{"odd": 1}])
+    shards = open_folder(tmp_path, "t", **PARQUET).shards
+    batches = list(read_batches(shards, to_tensor, lambda row: row["caption"], 4, workers))
+    assert batches[0].targets == [row["caption"] for row in rows[0][:4]]
+    assert [captions for batch in batches for captions in batch.targets] == [
+        row["caption"] for part in rows for row in part
+    ]
+    assert torch.equal(batches[-1].images[0], to_tensor(Image.open(io.BytesIO(rows[1][-1]["image"]["bytes"]))))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ({"image": {"bytes": b"no image", "path": None}}, r"0000\.parquet: sample in row 18: cannot identify"),
+        ({"image": {"bytes": None, "path": "a.jpg"}}, "row 18: "),
+        ({"image": None}, "row 18: no image"),
+    ],
+)
+def test_an_unusable_row_is_named(tmp_path, spoil, message):
+    rows = captioned(20)
+    rows[18].update(spoil)
+    write_parquet(tmp_path / "o/t/0000.parquet", rows)
+    with pytest.raises(UserError, match=message):
+        list(read_batches(open_folder(tmp_path, "t", **PARQUET).shards, to_tensor, lambda row: 0, 4, 0))
+
+
+def test_torn_parquet_and_an_empty_folder_are_named(tmp_path):
+    path = tmp_path / "o/t/0000.parquet"
+    write_parquet(path, captioned(20))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"0000\.parquet cannot be read \(torn, or no parquet file\?\)"):
+        list(read_batches(open_folder(tmp_path, "t", **PARQUET).shards, to_tensor, lambda row: 0, 4, 0))
+    path.unlink()
+    with pytest.raises(UserError, match=r"no \*\.parquet in .*o/t"):
+        open_folder(tmp_path, "t", **PARQUET)
+
+
+def test_candidates_are_several_images_and_keep_their_mode():
+    stream = io.BytesIO()
+    Image.new("L", (3, 2)).save(stream, "png")
+    found = images({"candidate_images": [{"bytes": stream.getvalue()}] * 3, "__key__": "0"})
+    assert [image.mode for image in found] == ["L"] * 3  # the model's preprocessing converts, after it has resized
+    assert images({"png": stream.getvalue()})[0].mode == "RGB"

@@ -3,17 +3,18 @@ the data is seen in its fingerprint.
 """
 
 import os
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
-from evaluation_support import write_folder, write_tasks_file
+from evaluation_support import open_folder, write_folder, write_tasks_file
 
 from data_prep.fabricate.evaldata import EvalSample, EvalTask, write_tasks
 from pipeline.errors import UserError
-from pipeline.evaluation.reading import read_samples
-from pipeline.evaluation.task_folder import open_task_folder
-from pipeline.evaluation.tasks import load_tasks, select_tasks
-from pipeline.evaluation.worst_group import parse_group
+from pipeline.evaluation.metadata import ParseMetadata
+from pipeline.evaluation.samples import read_samples
+from pipeline.evaluation.tasks import datacomp_tasks, load_tasks, select_tasks, task_path
 
 CLASSIFICATION = {
     "kind": "classification",
@@ -27,7 +28,9 @@ RETRIEVAL = {"kind": "retrieval", "title": "R", "size": 4, "main_metric": "mean_
 GROUPS = {
     **CLASSIFICATION,
     "kind": "worst_group",
-    "main_metric": "worst_group_accuracy",
+    "main_metric": "acc_wg",
+    "columns": ["place", "y"],
+    "group_by": "place",
     "group_names": ["a", "b"],
 }
 
@@ -54,12 +57,22 @@ def test_tasks_keep_their_order(tmp_path):
         ({**CLASSIFICATION, "size": 0}, "t: size"),
         ({**CLASSIFICATION, "chance": 25}, "t: chance"),
         ({**CLASSIFICATION, "captions": 4}, "captions belongs to"),
-        ({**CLASSIFICATION, "group_names": ["a"]}, "group_names belongs to"),
-        (without(CLASSIFICATION, "classes"), "classes belongs to"),
+        ({**CLASSIFICATION, "group_names": ["a"]}, "group_names belongs to kind worst_group, not to classification"),
+        (without(CLASSIFICATION, "classes"), "kind classification needs classes"),
+        (without(CLASSIFICATION, "main_metric"), "main_metric of kind classification is acc1 or .*, not None"),
+        (without(CLASSIFICATION, "chance"), "in the average has a main_metric and a chance"),
         (without(CLASSIFICATION, "title"), "t: title: Field required"),
         ({**RETRIEVAL, "classes": 3}, "classes belongs to"),
         ({**RETRIEVAL, "templates": 3}, "templates belongs to"),
-        (without(GROUPS, "group_names"), "group_names belongs to"),
+        (without(GROUPS, "group_by"), "kind worst_group needs group_by"),
+        ({**GROUPS, "group_by": "time"}, "group_by 'time' is none of the columns place, y"),
+        ({**GROUPS, "columns": ["place", "place"]}, "columns holds a name twice"),
+        ({**GROUPS, "top": 5}, "goes with top: 5"),
+        ({**GROUPS, "main_metric": "acc_top5_wg"}, "goes with top: 5"),
+        ({**GROUPS, "main_metric": "acc_top5_wg", "top": 5}, "needs at least 5 classes, not 3"),
+        ({**CLASSIFICATION, "folder": "../elsewhere"}, "should be a path below"),
+        ({**CLASSIFICATION, "format": "parquet"}, "format parquet belongs to"),
+        ({**RETRIEVAL, "kind": "winogavil", "main_metric": "avg_jaccard_score"}, "winogavil comes in format parquet"),
         ({**GROUPS, "group_names": ["a", "a"]}, "holds a name twice"),
         ("acc1", "t: should be a mapping"),
     ],
@@ -86,7 +99,10 @@ def test_the_name_of_the_average_is_refused(tmp_path):
 
 def test_tasks_that_share_a_folder_are_refused(tmp_path):
     write_tasks_file(tmp_path, {"a/b": CLASSIFICATION, "a-b": CLASSIFICATION})
-    with pytest.raises(UserError, match="would share the folder 'a-b'"):
+    with pytest.raises(UserError, match=r"tasks 'a/b' and 'a-b' would share 'a-b\.json'"):
+        load_tasks(tmp_path)
+    write_tasks_file(tmp_path, {"a": CLASSIFICATION, "b": {**CLASSIFICATION, "folder": "wds_a_test"}})
+    with pytest.raises(UserError, match="would share 'wds_a_test'"):
         load_tasks(tmp_path)
 
 
@@ -103,6 +119,37 @@ def test_no_tasks_and_unknown_tasks(tmp_path):
         select_tasks(load_tasks(tmp_path), [])
 
 
+def test_datacomp_is_forty_tasks_of_which_thirty_eight_count():
+    tasks = datacomp_tasks()
+    assert len(tasks) == 40
+    assert {name for name, task in tasks.items() if not task.in_average} == {"fairness/fairface", "fairness/utkface"}
+    members = Counter(group for task in tasks.values() for group in task.groups)
+    assert members == {"imagenet": 1, "imagenet_shifts": 6, "vtab": 13, "retrieval": 3, "wilds": 3, "fairness": 4}
+    assert {task.main_metric for task in tasks.values()} - {"acc1", "mean_per_class_recall", None} == {
+        *("mean_recall@1", "jaccard_score_10-12", "F1-macro_all", "acc_worst_region", "acc_wg", "acc_top5_wg")
+    }
+    assert all(task.cost and task.repository for task in tasks.values())
+    assert task_path(Path("d"), "vtab/cifar100", tasks["vtab/cifar100"]) == Path("d/wds_vtab-cifar100_test")
+    assert task_path(Path("d"), "fairness/geode", tasks["fairness/geode"]) == Path("d/wds_geode_test")
+    assert task_path(Path("d"), "misc/winogavil", tasks["misc/winogavil"]) == Path("d/nlphuji/winogavil")
+    for task in tasks.values():  # the hub calls them as the evaluation does
+        assert (task.repository or "").endswith(task.folder or "")
+
+
+def test_a_folder_without_tasks_file_is_datacomps_and_one_can_be_laid_over_them(tmp_path):
+    (tmp_path / "wds_cifar10_test").mkdir()
+    assert load_tasks(tmp_path) == datacomp_tasks()
+    entries = {"extends": "datacomp", "mine": CLASSIFICATION, "cifar10": {"size": 7}}
+    write_tasks_file(tmp_path, entries)
+    tasks = load_tasks(tmp_path)
+    assert list(tasks) == [*datacomp_tasks(), "mine"]
+    assert tasks["cifar10"] == datacomp_tasks()["cifar10"].model_copy(update={"size": 7})
+    assert tasks["stl10"] == datacomp_tasks()["stl10"]
+    write_tasks_file(tmp_path, {"extends": "imagenet", "mine": CLASSIFICATION})
+    with pytest.raises(UserError, match="only datacomp can be extended, not 'imagenet'"):
+        load_tasks(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("breakage", "message"),
     [
@@ -116,15 +163,15 @@ def test_no_tasks_and_unknown_tasks(tmp_path):
 )
 def test_an_incomplete_folder_is_named(tmp_path, breakage, message):
     folder = write_folder(tmp_path, "a/b", [{"cls": 0}] * 4, shards=2)
-    open_task_folder(tmp_path, "a/b")
+    open_folder(tmp_path, "a/b")
     breakage(folder)
     with pytest.raises(UserError, match=message):
-        open_task_folder(tmp_path, "a/b")
+        open_folder(tmp_path, "a/b")
 
 
 def test_class_names_and_templates_are_checked(tmp_path):
     path = write_folder(tmp_path, "t", [{"cls": 0}], ["cat", "", " dog "], ["a {c}.", "{c}"], shards=1)
-    folder = open_task_folder(tmp_path, "t")
+    folder = open_folder(tmp_path, "t")
     assert folder.classnames(2) == ["cat", "dog"]
     assert folder.templates(2) == folder.templates(None) == ["a {c}.", "{c}"]
     with pytest.raises(UserError, match=r"classnames\.txt names 2 classes, the task has 3"):
@@ -149,13 +196,13 @@ def test_class_names_and_templates_are_checked(tmp_path):
 def test_the_fingerprint_sees_every_change_and_no_copy(tmp_path):
     def fingerprint(data, labels=(0, 1, 2), names=("a", "b"), templates=("{c}",), shards=2):
         write_folder(data, "t", [{"cls": label} for label in labels], names, templates, shards)
-        return open_task_folder(data, "t").fingerprint()
+        return open_folder(data, "t").fingerprint()
 
     first = fingerprint(tmp_path / "0")
     path = tmp_path / "0/wds_t_test"
     os.utime(path / "classnames.txt", (1, 1))
     os.rename(tmp_path / "0", tmp_path / "moved")
-    assert open_task_folder(tmp_path / "moved", "t").fingerprint() == first
+    assert open_folder(tmp_path / "moved", "t").fingerprint() == first
     changed = [
         fingerprint(tmp_path / "1", labels=(0, 1, 1)),
         fingerprint(tmp_path / "2", names=("a", "c")),
@@ -170,26 +217,27 @@ def test_the_fingerprint_of_a_large_shard_covers_both_ends(tmp_path, position):
     path = write_folder(tmp_path, "t", [{"cls": 0}], shards=1) / "test/0.tar"
     content = bytearray((1 << 21) - 1) if position == 1 << 20 else bytearray(3 << 20)
     path.write_bytes(content)
-    before = open_task_folder(tmp_path, "t").fingerprint()
+    before = open_folder(tmp_path, "t").fingerprint()
     content[position] = 1
     path.write_bytes(content)
-    assert open_task_folder(tmp_path, "t").fingerprint() != before
+    assert open_folder(tmp_path, "t").fingerprint() != before
 
 
 def test_fabricated_data_is_read_as_it_was_meant(tmp_path):
-    samples = [EvalSample(b"x", "png", label=i % 2, group=i % 3) for i in range(5)]
+    samples = [EvalSample(b"x", "png", label=i % 2, metadata=(i % 3, i % 2)) for i in range(5)]
     captioned = [EvalSample(b"x", "jpg", captions=("one", "two")) for _ in range(3)]
     write_tasks(
         tmp_path,
         [
             EvalTask("plain", "Plain", samples, ["a", "b"], ["{c}"]),
-            EvalTask("groups", "Groups", samples, ["a", "b"], ["{c}"], ["u", "v", "w"]),
+            EvalTask("groups", "Groups", samples, ["a", "b"], ["{c}"], ["place", "y"], ["u", "v", "w"]),
             EvalTask("captions", "Captions", captioned),
         ],
     )
     tasks = load_tasks(tmp_path)
     assert [task.kind for task in tasks.values()] == ["classification", "worst_group", "retrieval"]
-    folder = open_task_folder(tmp_path, "groups")
+    folder = open_folder(tmp_path, "groups")
     assert folder.classnames(tasks["groups"].class_count) == ["a", "b"]
-    assert [parse_group(sample, 3) for sample in read_samples(folder.shards)] == [0, 1, 2, 0, 1]
+    parse = ParseMetadata(tasks["groups"].columns, ("place",), 3)
+    assert [parse(sample).values[0] for sample in read_samples(folder.shards)] == [0, 1, 2, 0, 1]
     assert tasks["captions"].captions == 6

@@ -1,0 +1,109 @@
+"""`neuclip eval-data download`: a task's files from the Hugging Face hub.
+
+`DATA/download.json` records the commit of every repository, and size and sha256 of every file that came. The commit
+that was found first stays the task's, even if its branch moves on; a file that is there as recorded is not fetched
+again; one that was cut off is continued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.evaluation.tasks import Task, task_path
+from pipeline.files import free_bytes, read_json, write_json
+from pipeline.hub import HubFile, fetch, list_files
+from pipeline.locks import exclusive
+
+RECORD_FILE = "download.json"
+PATTERNS = {
+    "webdataset": ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "test/*"),
+    "parquet": ("*test/*.parquet",),
+}
+_ADVICE = "Mend `repository` and `revision` of the task in tasks.yaml."
+Report = Callable[[str, int, int], None]  # task, bytes here, bytes in all
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The files of one task. missing: those that are not here as recorded."""
+
+    folder: Path
+    files: list[HubFile]
+    missing: list[HubFile]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def missing_bytes(self) -> int:
+        return sum(file.size for file in self.missing)
+
+
+def plan_download(data: Path, tasks: dict[str, Task]) -> dict[str, Wanted]:
+    """What the tasks need from the hub, by task; nothing is written.
+
+    Raises UserError for a task that names no repository, and where the hub refuses or cannot be reached.
+    """
+    record = _recorded(data)
+    return {name: _wanted(data, name, task, record) for name, task in tasks.items()}
+
+
+def download(data: Path, plan: dict[str, Wanted], report: Report) -> int:
+    """Fetch what the plan misses; returns the number of files that came.
+
+    Raises UserError when the disk has no room for it, when another process downloads to the same folder, and when a
+    file does not arrive, or not as the hub has it.
+    """
+    missing, free = sum(wanted.missing_bytes for wanted in plan.values()), free_bytes(data)
+    if missing > free:
+        raise UserError(f"{missing / 1e9:.2f} GB are missing, {data} has room for {free / 1e9:.2f} GB: choose --tasks")
+    fetched = 0
+    with exclusive(data / ".download.lock", f"the evaluation data in {data}"):
+        for name, wanted in plan.items():
+            record = _recorded(data)
+            record["commits"][wanted.files[0].repository] = wanted.files[0].commit
+            write_json(data / RECORD_FILE, record)  # before the first byte
+            done = wanted.bytes - wanted.missing_bytes
+            report(name, done, wanted.bytes)
+            for file in wanted.missing:
+                digest = fetch(file, wanted.folder, _ADVICE)
+                key = str((wanted.folder / file.path).relative_to(data))
+                record["files"][key] = {"size": file.size, "sha256": digest}
+                write_json(data / RECORD_FILE, record)
+                done, fetched = done + file.size, fetched + 1
+                report(name, done, wanted.bytes)
+    return fetched
+
+
+def recorded_files(data: Path) -> dict[str, dict[str, Any]]:
+    """{path below `data`: {size, sha256}} of the files that were downloaded."""
+    return _recorded(data)["files"]
+
+
+def _recorded(data: Path) -> dict[str, Any]:
+    try:
+        return read_json(data / RECORD_FILE)
+    except FileNotFoundError:
+        return {"commits": {}, "files": {}}
+    except ValueError as error:
+        raise UserError(f"{data / RECORD_FILE} cannot be read ({error}): remove it, and download again") from error
+
+
+def _wanted(data: Path, name: str, task: Task, record: dict[str, Any]) -> Wanted:
+    if task.repository is None:
+        raise UserError(f"{name} names no repository to be downloaded from: put its folder into {data} yourself")
+    revision = record["commits"].get(task.repository, task.revision)
+    folder = task_path(data, name, task)
+    files = list_files(task.repository, revision, PATTERNS[task.format], _ADVICE)
+    return Wanted(folder, files, [file for file in files if not _is_there(data, folder / file.path, record)])
+
+
+def _is_there(data: Path, target: Path, record: dict[str, Any]) -> bool:
+    """Whether the file was fetched, and has the size that it had then (`check` reads every byte)."""
+    recorded = record["files"].get(str(target.relative_to(data)))
+    return recorded is not None and target.is_file() and target.stat().st_size == recorded["size"]
