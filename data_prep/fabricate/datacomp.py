@@ -151,7 +151,7 @@ def _classification(name: str, task: Mapping[str, Any], seed: int, images: int) 
             EvalSample(picture, scene.format, label=label, metadata=row)
             for picture, scene, label, row in zip(pictures, scenes, labels, rows, strict=True)
         ]
-        write_folder(folder, samples, [" ".join(pair) for pair in pairs], TEMPLATES, samples_per_tar=20)
+        write_folder(folder, samples, [" ".join(pair) for pair in pairs], TEMPLATES, _per_tar(images))
 
     chance = min(1.0, (task["top"] or 1) / classes)
     return Drawn(scenes, finish, {"size": images, "classes": classes, "templates": len(TEMPLATES), "chance": chance})
@@ -183,9 +183,14 @@ def _faces(name: str, seed: int, images: int) -> Drawn:
         ]
         names = [f"{question}:{text}" for question, texts in classes.items() for text in texts]
         templates = [f"{question}:{text}" for question in classes for text in TEMPLATES[:2]]
-        write_folder(folder, samples, names, templates, samples_per_tar=20)
+        write_folder(folder, samples, names, templates, _per_tar(images))
 
     return Drawn(scenes, finish, {"size": images})
+
+
+def _per_tar(images: int) -> int:
+    """Four tars a task: the official loader has four processes, and wants one for each."""
+    return -(-images // 4)
 
 
 def _retrieval(name: str, seed: int, images: int) -> Drawn:

@@ -10,7 +10,6 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accur
 
 from pipeline.evaluation import classification, retrieval
 from pipeline.evaluation.classification import Predictions, mean_per_class_recall, rank
-from pipeline.evaluation.worst_group import group_accuracies
 
 SEEDS = range(5)
 
@@ -69,22 +68,6 @@ def test_tied_logits_stay_between_the_luckiest_and_the_unluckiest_order(seed):
         luckiest = (better < k).double().mean().item()
         assert unluckiest < luckiest
         assert unluckiest <= metrics[f"acc{k}"] <= luckiest
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_group_accuracies_equal_a_loop(seed):
-    rng = np.random.default_rng(seed)
-    group = rng.choice([0, 1, 3, 5], size=60, p=[0.5, 0.3, 0.19, 0.01])
-    group[10] = 4  # a group of one; group 2 has nobody, and 5 perhaps
-    correct = rng.random(60) < 0.6
-    accuracies, counts = group_accuracies(torch.tensor(correct), torch.tensor(group), 6)
-    for index in range(6):
-        members = [bool(correct[i]) for i in range(60) if group[i] == index]
-        assert counts[index] == len(members)
-        if members:
-            assert accuracies[index].item() == pytest.approx(sum(members) / len(members), abs=1e-12)
-        else:
-            assert accuracies[index].isnan()
 
 
 def ranks_of_best_own(scores, query_image, answer_image):
