@@ -8,14 +8,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
 
 from pipeline.errors import UserError
-from pipeline.files import sha256_file
+from pipeline.files import fsync_folder, full_disk_named, sha256_file
 
 
 @dataclass(frozen=True)
@@ -62,35 +63,64 @@ def list_files(repository: str, revision: str, patterns: Sequence[str], advice: 
     return files
 
 
-def fetch(file: HubFile, folder: Path, advice: str) -> str:
-    """Put a file at its path in `folder`, going on where an earlier try stopped; returns its sha256.
+def fetch(file: HubFile, folder: Path, advice: str, report: Callable[[int], None] = lambda count: None) -> str:
+    """Put a file at its path in `folder`, whole or not at all; returns its sha256.
 
+    What an earlier try left, killed or not, is continued (the hub's library does so only within one process).
+    report: called with the number of bytes that came, again and again.
     Raises UserError when it does not arrive, or not as the hub has it; what is wrong is removed.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers, disable_progress_bars
 
-    with _explained(file.repository, advice):
-        hf_hub_download(
-            file.repository,
-            file.path,
-            repo_type="dataset",
-            revision=file.commit,
-            local_dir=folder,
-            endpoint=os.environ.get("HF_ENDPOINT"),
-        )
+    disable_progress_bars()
     target = folder / file.path
-    digest = sha256_file(target)
+    partial = target.with_name(f".{target.name}.{(file.sha256 or file.git_sha1 or file.commit)[:16]}.part")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    endpoint = os.environ.get("HF_ENDPOINT")
+    url = hf_hub_url(file.repository, file.path, repo_type="dataset", revision=file.commit, endpoint=endpoint)
+    if partial.is_file() and partial.stat().st_size > file.size:
+        partial.unlink()
+    with _explained(file.repository, advice), full_disk_named(target), open(partial, "ab") as stream:
+        report(stream.tell())
+        http_get(
+            url,
+            cast(BinaryIO, _Counted(stream, report)),
+            resume_size=stream.tell(),
+            headers=build_hf_headers(),
+            expected_size=file.size,
+        )
+        stream.flush()
+        os.fsync(stream.fileno())
+    digest = sha256_file(partial)
     sound = file.sha256 in (None, digest)
     if file.git_sha1 is not None:
-        content = target.read_bytes()
+        content = partial.read_bytes()
         sound = hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest() == file.git_sha1
     if not sound:
-        target.unlink()
+        partial.unlink()
         raise UserError(
             f"{file.path} of {file.repository} did not arrive as the hub has it (checksum), and was removed: run the "
             "same command again. If it stays so, something between here and the hub changes files."
         )
+    os.replace(partial, target)
+    fsync_folder(target.parent)
     return digest
+
+
+class _Counted:
+    """A stream that reports what is written to it."""
+
+    def __init__(self, stream: IO[bytes], report: Callable[[int], None]) -> None:
+        self._stream, self._report = stream, report
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, content: bytes) -> int:
+        self._report(len(content))
+        return self._stream.write(content)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class HubServer(ThreadingHTTPServer):
         self.gated = False
         self.cut = 0  # so many bytes of the next large answer are sent, and no more
         self.corrupt = False
+        self.stall = threading.Event()  # while it is set, large answers stop after 1.5 MB until the client is gone
         self.got: list[tuple[str, str | None]] = []  # path and range of each GET of a file
 
     def add(self, repository: str, commit: str, files: dict[str, bytes], branch: str = "main") -> None:
@@ -99,6 +100,11 @@ class HubHandler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
+            if self.server.stall.is_set() and len(content) > 1_500_000:
+                self.wfile.write(content[:1_500_000])
+                self.rfile.read(1)
+                self.close_connection = True
+                return
             if self.server.cut and len(content) > self.server.cut:
                 content, self.server.cut, self.close_connection = content[: self.server.cut], 0, True
             self.wfile.write(content)

@@ -97,9 +97,8 @@ def fabricate_datacomp(
     """
     if images < 2 * max(_RACES.values()) + 2:
         raise UserError(f"{images} images of a task are too few for all groups: take {2 * max(_RACES.values()) + 2}")
-    drawn = {
-        name: _draw(name, task, seed, images) for name, task in tasks.items() if not (cifar10 and name == "cifar10")
-    }
+    real = _read_cifar10(cifar10) if cifar10 else []
+    drawn = {name: _draw(name, task, seed, images) for name, task in tasks.items() if not (real and name == "cifar10")}
     scenes = [scene for task in drawn.values() for scene in task.scenes]
     rendered = parallel_map(render, scenes, processes)
     entries: dict[str, Row] = {}
@@ -109,8 +108,8 @@ def fabricate_datacomp(
         task.finish(evaldata / _folder(name, tasks[name]), pictures)
         entries[name] = task.entry
         progress(done := done + len(pictures), len(scenes))
-    if cifar10:
-        entries["cifar10"] = _lay_out_cifar10(evaldata / _folder("cifar10", tasks["cifar10"]), cifar10)
+    if real:
+        entries["cifar10"] = _lay_out_cifar10(evaldata / _folder("cifar10", tasks["cifar10"]), real)
     with atomic_open(evaldata / "tasks.yaml", "w") as stream:
         yaml.safe_dump({"extends": "datacomp", **entries}, stream, sort_keys=False)
     return {name: entries[name]["size"] for name in tasks}
@@ -268,18 +267,22 @@ def _write_parquet(folder: Path, rows: list[Row], features: Row) -> None:
             pq.write_table(table.slice(start, half), stream)
 
 
-def _lay_out_cifar10(folder: Path, path: Path) -> Row:
+def _read_cifar10(path: Path) -> list[Row]:
     try:
         rows = pq.read_table(path, columns=["image", "label", "class_name"]).to_pylist()
     except FileNotFoundError as error:
         raise UserError(f"no file {path}: --cifar10 wants CIFAR-10's test set as Parquet") from error
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are ValueErrors and KeyErrors
         raise UserError(f"{path} is not a Parquet file with the columns image, label, class_name: {error}") from error
+    if sorted({row["label"] for row in rows}) != list(range(10)):
+        raise UserError(f"{path} should have the labels 0 to 9")
+    return rows
+
+
+def _lay_out_cifar10(folder: Path, rows: list[Row]) -> Row:
     names = {row["label"]: row["class_name"] for row in rows}
-    if sorted(names) != list(range(len(names))):
-        raise UserError(f"{path}: labels should count from 0, not {sorted(names)}")
     with Image.open(io.BytesIO(rows[0]["image"])) as image:
         extension = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[str(image.format)]
     samples = [EvalSample(row["image"], extension, label=row["label"]) for row in rows]
-    write_folder(folder, samples, [names[label] for label in range(len(names))], _CIFAR10_TEMPLATES, len(rows))
+    write_folder(folder, samples, [names[label] for label in range(10)], _CIFAR10_TEMPLATES, len(rows))
     return {"size": len(rows), "classes": len(names), "templates": len(_CIFAR10_TEMPLATES)}

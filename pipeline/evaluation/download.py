@@ -69,14 +69,19 @@ def download(data: Path, plan: dict[str, Wanted], report: Report) -> int:
             record["commits"][wanted.files[0].repository] = wanted.files[0].commit
             write_json(data / RECORD_FILE, record)  # before the first byte
             done = wanted.bytes - wanted.missing_bytes
-            report(name, done, wanted.bytes)
+
+            def advance(count: int, name: str = name, total: int = wanted.bytes) -> None:
+                nonlocal done
+                done += count
+                report(name, done, total)
+
+            advance(0)
             for file in wanted.missing:
-                digest = fetch(file, wanted.folder, _ADVICE)
+                digest = fetch(file, wanted.folder, _ADVICE, advance)
                 key = str((wanted.folder / file.path).relative_to(data))
                 record["files"][key] = {"size": file.size, "sha256": digest}
                 write_json(data / RECORD_FILE, record)
-                done, fetched = done + file.size, fetched + 1
-                report(name, done, wanted.bytes)
+                fetched += 1
     return fetched
 
 
