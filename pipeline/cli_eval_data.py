@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def list_tasks(data: Path | None) -> None:
     for name, task in tasks.items():
         numbers = (f"{task.size:,}", str(task.classes or ""), _number(task.chance, ".4f"), _number(task.cost, "g"))
         table.add_row(name, task.kind, task.main_metric or "", ", ".join(task.groups), *numbers)
-    Console(width=None if click.get_text_stream("stdout").isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
     averaged = sum(task.in_average for task in tasks.values())
     click.echo(f"{len(tasks)} tasks, {averaged} of them in the average")
 

@@ -164,8 +164,9 @@ def _faces(name: str, seed: int, images: int) -> Drawn:
         race, gender = index % races, index // races % len(genders)
         age = rng.randrange(len(_AGES))
         scene = lone_scene(seed, name, index, (colours[race], genders[gender]))
-        look = {"texture": TEXTURES[age // len(SIZES)], "size": SIZES[age % len(SIZES)]}
-        scenes.append(dataclasses.replace(scene, groups=(dataclasses.replace(scene.groups[0], **look),)))
+        texture, size = TEXTURES[age // len(SIZES)], SIZES[age % len(SIZES)]
+        face = dataclasses.replace(scene.groups[0], texture=texture, size=size)
+        scenes.append(dataclasses.replace(scene, groups=(face,)))
         rows.append((age, gender, race, int(race != 1)))
     people = [f"{colour} {gender}" for colour in colours for gender in genders]
     classes = {
