@@ -300,7 +300,7 @@ BROKEN = [
     (
         "fairness/utkface",
         text("classnames.txt", lambda old: old + "red star\n"),
-        "'red star' should begin with one of race",
+        "'red star' should begin with a question and a colon",
     ),
     ("fairness/utkface", text("classnames.txt", lambda old: old.replace("age:", "race:")), "has nothing for age"),
     (COCO, torn("TEST/test/0001.parquet"), r"0001\.parquet cannot be read"),
