@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.errors import UserError
 from pipeline.objectives import normalizer_error as module
 from pipeline.objectives.base import Features
 from pipeline.objectives.normalizer_error import normalizer_error
@@ -69,5 +70,5 @@ def test_the_truth_has_no_error(case):
 def test_a_reference_of_the_anchor_alone_is_refused(case):
     anchors, index, alpha, reference, reference_index = case
     alone = Features(reference.image[3:4], reference.text[3:4])
-    with pytest.raises(ValueError, match="needs at least 2 samples"):
+    with pytest.raises(UserError, match="a corpus of at least 2 samples"):
         normalizer_error(anchors, index, alpha, alone, reference_index[3:4], torch.tensor([0.1]), 1e-14)
