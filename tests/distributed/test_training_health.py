@@ -1,6 +1,6 @@
 """On two ranks: the gradient for tau and parameter norms are those of a plain model under every ZeRO stage, the
-diagnostics that are logged are those of numpy, and a run that is ill says so in its log and its metrics, where a healthy
-one says nothing."""
+diagnostics that are logged are those of numpy, and a run that is ill says so in its log and its metrics, where a
+healthy one says nothing."""
 
 from __future__ import annotations
 
