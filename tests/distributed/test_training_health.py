@@ -155,26 +155,32 @@ def squared_errors(step: dict[str, Any], eps: float) -> list[float]:
 
 
 def test_the_diagnostics_that_are_logged_are_those_of_numpy(noise_corpus: Path, tmp_path: Path) -> None:
-    """All 203 samples are the reference, which two ranks do not divide; one sample per rank has no uniformity."""
+    """All 203 samples are the reference, which two ranks do not divide; one sample per rank has no uniformity. AdamW's
+    first step is its rate: a third of tau's below the threshold."""
     always = ("train.log_every_steps=1", "diagnostics={every_steps: 1, reference_samples: 500}", "train.steps=2")
     configs = {
         f"{objective} {size}": config_of(
             noise_corpus,
             *always,
             f"train.global_batch_size={size}",
+            f"temperature={{init: 0.05, lr: 0.01, drop_below: {drop_below}}}",
             f"objective={objective}",
             f"objectives.{objective}={options}",
         )
-        for objective, options, size in [
-            ("neuclip", "{npn: {prototypes: 16}}", 12),
-            ("neuclip", "{npn: {prototypes: 16}}", 2),
-            ("amorlip", "{eps: 0.1}", 12),
+        for objective, options, size, drop_below in [
+            ("neuclip", "{npn: {prototypes: 16}}", 12, 0.049),
+            ("neuclip", "{npn: {prototypes: 16}}", 2, 0.051),
+            ("amorlip", "{eps: 0.1}", 12, 0.051),
         ]
     }
     ranks = run_ranks(2, fit_witnessed, configs, tmp_path)
     for name, config in configs.items():
         points = ranks[0][name]["points"]
         assert len(points) == 2
+        taus = [step["tau"] for step in ranks[0][name]["steps"]]
+        rate = 0.01 / 3 if config.temperature.drop_below > 0.05 else 0.01
+        assert points[0]["train/lr_temperature"] == pytest.approx(rate)
+        assert abs(math.log(taus[1] / taus[0])) == pytest.approx(rate, rel=1e-3)
         eps = {"neuclip": 1e-14, "amorlip": 0.1}[config.objective]
         for number, point in enumerate(points):
             steps = [rank[name]["steps"][number] for rank in ranks]

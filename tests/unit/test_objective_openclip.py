@@ -13,9 +13,9 @@ from pipeline.objectives import Features, build_objective, global_batch
 from tests.unit.embeddings import unit_rows
 
 
-def run(e1, e2, tau):
+def run(e1, e2, tau, **options):
     leaves = [tensor.clone().requires_grad_() for tensor in (e1, e2, torch.tensor([tau], dtype=e1.dtype))]
-    output = build_objective("openclip", {})(Features(*leaves[:2]), torch.arange(len(e1)), leaves[2])
+    output = build_objective("openclip", options)(Features(*leaves[:2]), torch.arange(len(e1)), leaves[2])
     output.loss.backward()
     return output, [leaf.grad for leaf in leaves]
 
@@ -47,14 +47,18 @@ def test_equals_the_loops_and_open_clip(rows, dim, tau, seed):
         torch.testing.assert_close(ours, peer.grad, rtol=1e-7, atol=1e-9)
 
 
-def test_log_normalizer_is_the_batch_estimate():
+@pytest.mark.parametrize("eps", [1e-14, 0.3])
+def test_log_normalizer_is_the_batch_estimate(eps):
     e1, e2 = unit_rows(1, 8, 6).numpy(), unit_rows(2, 8, 6).numpy()
-    output, _ = run(torch.tensor(e1), torch.tensor(e2), 0.07)
+    output, _ = run(torch.tensor(e1), torch.tensor(e2), 0.07, eps=eps)
+    log_g = []
     for side, (anchor, other) in enumerate(((e1, e2), (e2, e1))):
         for i in range(8):
             g = np.mean([math.exp((anchor[i] @ other[j] - e1[i] @ e2[i]) / 0.07) for j in range(8) if j != i])
-            assert output.log_normalizer[side, i].item() == pytest.approx(math.log(1e-14 + g))
+            assert output.log_normalizer[side, i].item() == pytest.approx(math.log(eps + g))
+            log_g.append(math.log(g))
     assert output.metrics["train/r_mean"].item() == pytest.approx(output.log_normalizer.mean().item())
+    assert output.metrics["train/log_normalizer_mean"].item() == pytest.approx(np.mean(log_g))
 
 
 @pytest.mark.parametrize("tau", [0.005, 0.07])
