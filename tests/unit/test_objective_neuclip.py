@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.objectives import Features, build_objective, global_batch
+from pipeline.objectives import Features, build_objective
 from tests.unit.embeddings import hard_batches, unit_rows
 
 EPS, RHO = 1e-14, 6.5
@@ -95,21 +95,11 @@ def test_with_alpha_through_the_gradient_is_the_whole_derivative(bound):
 
     def loss(raw1, raw2, tau):
         features = Features(F.normalize(raw1, dim=-1), F.normalize(raw2, dim=-1))
-        return objective(features, torch.arange(8), tau).loss
+        return objective(features, torch.arange(5), tau).loss
 
     tau = torch.tensor([0.1], dtype=torch.float64, requires_grad=True)
-    raw1, raw2 = (unit_rows(seed, 8, 6).requires_grad_() for seed in (3, 4))
+    raw1, raw2 = (unit_rows(seed, 5, 6).requires_grad_() for seed in (3, 4))
     assert torch.autograd.gradcheck(loss, (raw1, raw2, tau), eps=1e-7, atol=1e-5, rtol=1e-4)
-
-
-def test_chunked_similarities_change_nothing(monkeypatch):
-    e1, e2 = unit_rows(1, 8, 6), unit_rows(2, 8, 6)
-    whole, whole_gradients = run(build(), e1, e2, 0.07)
-    monkeypatch.setattr(global_batch, "CHUNK_ENTRIES", 24)  # 3 anchors of 8 at a time
-    chunked, chunked_gradients = run(build(), e1, e2, 0.07)
-    torch.testing.assert_close(chunked.loss, whole.loss)
-    for ours, expected in zip(chunked_gradients, whole_gradients, strict=True):
-        torch.testing.assert_close(ours, expected)
 
 
 def test_metrics_say_what_they_are_named():
