@@ -233,7 +233,8 @@ def fit_each(configs: dict[str, RunConfig], folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(noise_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Of both ranks: a healthy run; one whose tau is pushed into its minimum; the same, to be stopped for it."""
+    """Of both ranks: a healthy run; one whose tau is pushed into its minimum, and whose prototypes count as collapsed
+    whatever they do; the former, to be stopped for it."""
     common = (
         "train.log_every_steps=2",
         "diagnostics={every_steps: 2, reference_samples: 40}",
@@ -247,7 +248,7 @@ def runs(noise_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
     )
     configs = {
         "healthy": config_of(noise_corpus, *common, "health.tau_at_bound_steps=3"),
-        "ill": config_of(noise_corpus, *common, *ill),
+        "ill": config_of(noise_corpus, *common, *ill, "health.spread_ratio_minimum=10"),
         "stopped": config_of(noise_corpus, *common, *ill, "health.stop_on=[tau_at_bound]"),
     }
     return run_ranks(2, fit_each, configs, tmp_path_factory.mktemp("health"))
@@ -273,6 +274,8 @@ def test_a_tau_at_its_bound_is_in_the_log_and_in_the_metrics(runs: list[dict[str
     assert len(lines) == 1
     assert "temperature.minimum=0.0102 for 3 steps" in lines[0]
     assert "objectives.neuclip.rho=50 is too large" in lines[0]
+    (collapse,) = [line for line in said.splitlines() if "npn/spread_ratio" in line]  # measured every tenth step
+    assert "below health.spread_ratio_minimum=10: the prototypes have collapsed" in collapse
     assert sum(point["health/warnings"] for point in points) == len(said.splitlines())
     assert all(point["train/tau_grad"] > 0 for point in points)  # descent keeps pushing tau down
     assert runs[1]["ill"][1] == ""  # one rank speaks

@@ -242,8 +242,12 @@ def test_hard_batches_are_finite_and_near_float64(case, fit, lambda_from):
         log_z = torch.tensor(reference_log_partition(*doubles, tau, 1e-3))
         log_lambda = torch.logaddexp(previous + math.log(0.8), log_z + math.log(0.2))
     # exp(log Z - log lambda) turns an absolute error of 1e-7 / tau in the exponent into a relative one.
-    expected = reference_loss(*doubles, torch.tensor([tau], dtype=torch.float64), log_lambda.detach())
+    leaves = [leaf.clone().requires_grad_() for leaf in (*doubles, torch.tensor([tau], dtype=torch.float64))]
+    expected = reference_loss(*leaves, log_lambda.detach())
+    expected.backward()
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-3, abs=1e-4)
+    for ours, leaf in zip(gradients, leaves, strict=True):
+        assert_near(ours.double(), leaf.grad, relative=1e-3)
 
 
 def test_bf16_autocast_does_not_reach_the_loss():
