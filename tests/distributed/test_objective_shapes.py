@@ -44,18 +44,15 @@ def outcome(case: dict[str, Any], ranks: int) -> dict[str, list[Tensor]]:
     for _ in range(STEPS):
         rows = [F.normalize(torch.randn(size, case["dim"], generator=generator), dim=-1)[own] for _ in "it"]
         index = torch.randint(case["dataset_size"], (size,), generator=generator)[own]
-        scalars = [torch.tensor([case["tau"]])] + [
-            torch.tensor([bias]) for bias in [objective.default_logit_bias] if bias is not None
-        ]
-        leaves = [leaf.clone().requires_grad_() for leaf in (*rows, *scalars)]
+        bias = objective.default_logit_bias
+        scalars = [case["tau"]] if bias is None else [case["tau"], bias]
+        leaves = [leaf.clone().requires_grad_() for leaf in (*rows, *(torch.tensor([scalar]) for scalar in scalars))]
         loss = objective(Features(*leaves[:2]), index, *leaves[2:]).loss
-        loss.backward()
-        gathered = [
-            all_gather(leaf.grad).unflatten(0, (world_size(), -1)) for leaf in leaves[:2] if leaf.grad is not None
-        ]
+        gradients = torch.autograd.grad(loss, leaves)
+        gathered = [all_gather(gradient).unflatten(0, (world_size(), -1)) for gradient in gradients[:2]]
         found["losses"].append(loss.detach())
         found["gradients"] += [part.transpose(0, 1).flatten(0, 1) / world_size() for part in gathered]
-        found["gradients"] += [all_reduce(leaf.grad, "mean") for leaf in leaves[2:] if leaf.grad is not None]
+        found["gradients"] += [all_reduce(gradient, "mean") for gradient in gradients[2:]]
     return found
 
 
@@ -67,7 +64,7 @@ def outcomes(cases: list[dict[str, Any]], ranks: int) -> list[dict[str, list[Ten
         torch.set_default_dtype(torch.float32)
 
 
-@settings(max_examples=5, deadline=None, phases=[Phase.generate])
+@settings(max_examples=4, deadline=None, phases=[Phase.generate])
 @given(ranks=st.integers(2, 4), cases=st.lists(CASES, min_size=10, max_size=20))
 def test_ranks_share_any_batch(ranks: int, cases: list[dict[str, Any]]) -> None:
     alone = outcomes(cases, ranks)
@@ -75,12 +72,6 @@ def test_ranks_share_any_batch(ranks: int, cases: list[dict[str, Any]]) -> None:
         for case, got, expected in zip(cases, ours, alone, strict=True):
             for name, tensors in got.items():
                 for tensor, other in zip(tensors, expected[name], strict=True):
-                    scale = float(other.abs().max())
                     assert torch.isfinite(tensor).all(), case
-                    torch.testing.assert_close(
-                        tensor,
-                        other,
-                        rtol=1e-6,
-                        atol=1e-6 * scale + 1e-12,
-                        msg=lambda m, c=case, n=name: f"{c} {n}: {m}",
-                    )
+                    error, scale = float((tensor - other).abs().max()), float(other.abs().max())
+                    assert error <= 1e-6 * scale + 1e-12, (case, name, error, scale)
