@@ -43,10 +43,12 @@ class NormalizerError:
         config = trainer.config.diagnostics
         corpus, world = trainer.corpus, trainer.world
         self._every = config.every_steps
-        size = min(config.reference_samples, len(corpus)) // world.size * world.size
-        chosen = np.random.default_rng(trainer.config.seed).choice(len(corpus), size, replace=False)
-        self._batch = corpus.by_sample_index(chosen[world.rank :: world.size]).to(world.device)
-        self._index = collectives.all_gather(self._batch.sample_index)
+        self._size = min(config.reference_samples, len(corpus))
+        chosen = np.random.default_rng(trainer.config.seed).choice(len(corpus), self._size, replace=False)
+        share = -(-self._size // world.size)  # the same on every rank; what is too many is cut off when gathered
+        own = np.resize(chosen, share * world.size)[world.rank * share :][:share]
+        self._batch = corpus.by_sample_index(own).to(world.device)
+        self._index = collectives.all_gather(self._batch.sample_index)[: self._size]
         self._features: Features | None = None
 
     def before_step(self, trainer: Trainer) -> None:
@@ -55,7 +57,7 @@ class NormalizerError:
         due = step % self._every == 0 or step == trainer.total_steps
         if due and trainer.engine.objective.estimates_normalizers:
             local = trainer.engine.encode(self._batch)
-            self._features = Features(*(collectives.all_gather(f) for f in local))
+            self._features = Features(*(collectives.all_gather(f)[: self._size] for f in local))
 
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
         estimate = output.output.log_normalizer
@@ -65,10 +67,8 @@ class NormalizerError:
         error = normalizer_error(
             output.features, batch.sample_index, estimate, self._features, self._index, output.tau, eps
         )
-        mse = collectives.all_reduce(error.mse.reshape(1), "mean")
-        variance = collectives.all_reduce(error.standard_error.square().reshape(1), "mean") / trainer.world.size
-        output.metrics["npn/log_normalizer_mse"] = mse.squeeze()
-        output.metrics["npn/log_normalizer_mse_se"] = variance.sqrt().squeeze()
+        output.metrics["npn/log_normalizer_mse"] = error.mse
+        output.metrics["npn/log_normalizer_mse_se"] = error.standard_error
 
 
 class Geometry:

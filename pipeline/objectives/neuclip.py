@@ -31,6 +31,7 @@ from pipeline.objectives.global_batch import (
 )
 
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
+LARGEST_LOG_RESIDUAL = 88.0  # of those that are reported: exp of it is finite in fp32, and so is a mean
 
 
 class NeuCLIPConfig(Section):
@@ -100,7 +101,7 @@ class NeuCLIP(Objective):
                 "train/log_normalizer_mean": log_g.mean(),
                 "train/r_mean": r.mean(),
                 "npn/alpha_mean": alpha.mean(),
-                **_quantiles((r - alpha).exp()),
+                **_quantiles((r - alpha).clamp(max=LARGEST_LOG_RESIDUAL).exp()),
                 "npn/ratio_clipped": (excess > 0).sum(),
                 "npn/restarts": loss.new_tensor(self.npn.restart_count),
                 **npn_metrics,
@@ -113,8 +114,10 @@ class NeuCLIP(Objective):
         )
 
     def _observe(self, batch: GlobalBatch, sample_index: Tensor) -> None:
-        # By sample index, the order in the ring buffer does not depend on how ranks share the batch.
-        order = all_gather(sample_index).argsort(stable=True)
+        # By sample index, the order in the ring buffer does not depend on how ranks share the batch; where two epochs
+        # meet, it can hold a sample twice, and s_ii tells these apart.
+        index, order = all_gather(sample_index), batch.positive.argsort()
+        order = order[index[order].argsort(stable=True)]
         self.npn.observe(batch.embeddings[:, order])
 
     def _predict(self, anchors: Anchors, r: Tensor) -> Prediction:

@@ -1,5 +1,6 @@
 """Every registered objective keeps the contract: 1, 2 and 4 ranks train the same model as one process with
-the whole batch, metrics are equal on every rank, and a state saved at one world size continues at another.
+the whole batch, metrics are equal on every rank, a state saved at one world size continues at another, and memory is
+linear in the batch.
 
 The model is a table of raw embeddings, one row per sample, with a learned tau, and a bias where the objective has
 one; updates are plain SGD on gradients averaged over the ranks, as DeepSpeed averages them.
@@ -10,10 +11,12 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.collectives import all_gather, all_gather_slices, all_reduce, count_bytes, own_slice
 from pipeline.distributed import rank, world_size
-from pipeline.objectives import REGISTRY, Features, build_objective
+from pipeline.objectives import REGISTRY, Features, build_objective, global_batch
 from tests.distributed.launch import run_ranks
 from tests.distributed.neuclip_variants import VARIANTS as NEUCLIP_VARIANTS
 
@@ -183,6 +186,32 @@ def test_in_evaluation_mode_the_loss_is_a_function(name):
     assert torch.isfinite(trained.loss)
 
 
+class LargestTensor(TorchDispatchMode):
+    """The most elements that an operation inside the block has allocated for one result."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.entries = max(self.entries, tensor.untyped_storage().nbytes() // tensor.itemsize)
+        return result
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_no_tensor_grows_with_the_pairs_of_a_batch(name, monkeypatch):
+    """Similarities come in chunks: 128 x 128 pairs, and nothing larger than a chunk or the features of the batch."""
+    monkeypatch.setattr(global_batch, "CHUNK_ENTRIES", 512)
+    size, dim = 128, 4
+    objective = build_objective(name, {"npn": {"prototypes": 4}} if name == "neuclip" else {})
+    objective.prepare(torch.device("cpu"), dim, size, seed=0)
+    leaves = [F.normalize(torch.randn(size, dim), dim=-1).requires_grad_() for _ in "it"]
+    with LargestTensor() as largest:
+        objective(Features(*leaves), torch.arange(size), *scalars(objective)).loss.backward()
+    assert size * dim <= largest.entries <= 2 * size * dim < size**2 / 10
+
+
 def bytes_of_a_step(name, options, dim, batch_size):
     objective = build_objective(name, options)
     objective.prepare(torch.device("cpu"), dim, 1000, seed=0)
@@ -213,6 +242,14 @@ def test_bytes_per_step():
     (fastclip, *_) = run_ranks(ranks, bytes_of_a_step, "fastclip", {}, dim, batch_size)
     estimators = 2 * global_batch * 4 * 2 * (ranks - 1) // ranks
     assert fastclip == {"all_gather": features + scalars + sample_index, "all_reduce": estimators}
+    # Both of AmorLIP's steps reduce its network's gradient and the loss; log lambda is gathered.
+    steps = {"network": {"inner_steps": 2, "tolerance": 0}}
+    (amorlip, *_) = run_ranks(ranks, bytes_of_a_step, "amorlip", steps, dim, batch_size)
+    weights, log_lambda = 4 * dim**2 + 14 * dim + 2, (ranks - 1) * batch_size * 2 * 4
+    assert amorlip == {
+        "all_gather": features + scalars + log_lambda,
+        "all_reduce": 2 * (weights + 1) * 4 * 2 * (ranks - 1) // ranks,
+    }
     (siglip, *_) = run_ranks(ranks, bytes_of_a_step, "siglip", {}, dim, batch_size)
     texts = batch_size * dim * 4
     # Texts make K-1 hops and their gradient all K; loss, tau's gradient and two sums are reduced.

@@ -31,10 +31,9 @@ def gradients_of(batch_size: int) -> tuple[torch.Tensor, ...]:
     return (output.loss.detach(), *features, *(all_reduce(grad, "mean") for grad in grads[2:]))
 
 
-@pytest.mark.parametrize(("ranks", "batch_size"), [(2, 1), (4, 1), (4, 2)])
-def test_the_ring_equals_one_process(ranks: int, batch_size: int) -> None:
-    expected = gradients_of(ranks * batch_size)
-    for ours in run_ranks(ranks, gradients_of, batch_size):
+def test_the_ring_equals_one_process_with_one_sample_per_rank() -> None:
+    expected = gradients_of(4)
+    for ours in run_ranks(4, gradients_of, 1):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 

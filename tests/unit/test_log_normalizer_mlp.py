@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pipeline.errors import UserError
 from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, MLPNetwork
 from pipeline.objectives import build_objective
+from tests.unit.residual_mlp_support import predict, reference_networks
 
 DIM, COUNT, TAU = 6, 10, 0.2
 
@@ -25,36 +26,14 @@ def batch(seed):
 
 
 class Reference(torch.nn.Module):
-    """The network of torch's own layers, one per side, with the weights that ours starts from."""
+    """The network of torch's own layers, with the weights that ours starts from."""
 
     def __init__(self, npn):
         super().__init__()
-        d = DIM
-        self.sides = torch.nn.ModuleList()
-        sizes = [d * d, d, d, d, d * d, d, d, d, d, 1]
-        parts = npn.weights.flatten().clone().split([2 * size for size in sizes])
-        for side in (0, 1):
-            own = [part.view(2, -1)[side] for part in parts]
-            first, second, last = torch.nn.Linear(d, d), torch.nn.Linear(d, d), torch.nn.Linear(d, 1)
-            norms = torch.nn.LayerNorm(d), torch.nn.LayerNorm(d)
-            module = torch.nn.ModuleList([first, norms[0], second, norms[1], last]).double()
-            for layer, weight, bias in (
-                (first, own[0].view(d, d).T, own[1]),
-                (norms[0], own[2], own[3]),
-                (second, own[4].view(d, d).T, own[5]),
-                (norms[1], own[6], own[7]),
-                (last, own[8].view(1, d), own[9]),
-            ):
-                layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
-            self.sides.append(module)
+        self.networks = reference_networks(npn.weights.flatten(), DIM)
 
     def forward(self, anchors):
-        outputs = []
-        for side, (first, norm1, second, norm2, last) in enumerate(self.sides):
-            e = anchors.embeddings[side]
-            hidden = norm2(second(norm1(first(e).relu())).relu())
-            outputs.append(last((hidden + e).relu()).squeeze(-1) - anchors.positive / anchors.tau)
-        return torch.stack(outputs)
+        return predict(self.networks, *anchors.embeddings) - anchors.positive / anchors.tau
 
 
 @pytest.mark.parametrize("fit", ["unified", "separate"])

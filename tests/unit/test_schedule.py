@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.config.duration import steps_of
 from pipeline.config.loader import parse
-from pipeline.config.schema import OptimizerConfig
-from pipeline.engine.schedule import Schedule, build_schedule
+from pipeline.config.schema import OptimizerConfig, TemperatureConfig
+from pipeline.engine.schedule import Schedule, build_schedule, temperature_rate
 from pipeline.errors import UserError
 
 
@@ -75,3 +75,11 @@ def test_a_warm_up_that_outlasts_the_run_is_said(caplog: pytest.LogCaptureFixtur
     assert not caplog.text
     schedule(warmup="25 steps")
     assert "never trains at optimizer.lr" in caplog.text
+
+
+def test_taus_rate_drops_to_a_third_once_tau_is_low() -> None:
+    """FastCLIP's step, at its threshold by default."""
+    default = TemperatureConfig(lr=6e-4)
+    assert [temperature_rate(tau, default) for tau in (0.07, 0.0301)] == [6e-4, 6e-4]
+    assert [temperature_rate(tau, default) for tau in (0.03, 0.01)] == pytest.approx([2e-4, 2e-4])
+    assert temperature_rate(0.05, TemperatureConfig(lr=1.0, drop_below=0.05, drop_factor=0.1)) == pytest.approx(0.1)

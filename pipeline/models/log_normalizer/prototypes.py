@@ -107,7 +107,7 @@ class PrototypeNetwork(nn.Module):
             if tolerance and settled(self.fit.value(before, log_target), self.fit.value(alpha, log_target), tolerance):
                 break
         metrics = {"npn/inner_steps": alpha.new_tensor(taken)}
-        if self.steps % SPREAD_EVERY == 0:
+        if self.steps % SPREAD_EVERY == 0 and self.config.prototypes > 1:
             metrics["npn/spread_ratio"] = self._spread_ratio(softmax)
         if self.config.restart == "dead":
             for block, p in softmax.weighted(alpha):
