@@ -46,7 +46,8 @@ class HubHandler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = unquote(self.path.partition("?")[0])
+        asked_path = unquote(self.path.partition("?")[0])
+        path = asked_path.removeprefix("/cdn")
         listing = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/revision/(.*)", path)
         file = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]*)/(.*)", path)
         asked = listing or file
@@ -61,6 +62,8 @@ class HubHandler(BaseHTTPRequestHandler):
         elif listing:
             content = json.dumps(self._listing(asked[1], commit, commits[commit])).encode()
             self._answer(200, content, {"Content-Type": "application/json"})
+        elif file[3] in commits[commit] and is_large(file[3]) and path == asked_path:
+            self._answer(302, b"", {"Location": f"{self.server.url}/cdn{self.path}"})
         elif file[3] in commits[commit]:
             self._file(commit, file[3], commits[commit][file[3]])
         else:
@@ -71,7 +74,7 @@ class HubHandler(BaseHTTPRequestHandler):
         siblings = []
         for name, content in files.items():
             entry: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": git_sha1(content)}
-            if not name.endswith((".txt", ".md")):
+            if is_large(name):
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
@@ -111,6 +114,11 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def is_large(name: str) -> bool:
+    """Whether the hub keeps the file in its large-file store, and sends who asks for it there."""
+    return not name.endswith((".txt", ".md"))
 
 
 def git_sha1(content: bytes) -> str:
