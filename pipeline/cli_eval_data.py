@@ -63,22 +63,26 @@ def download(data: Path, tasks: str, dry_run: bool) -> None:
 
     Sizes are shown first. What is there as it was recorded is not fetched again, what was cut off is continued, and
     every file is compared with the checksum that the hub has of it. Set HF_TOKEN, or `hf auth login`, where a data set
-    wants you to accept its terms.
+    wants you to accept its terms. A task that cannot be had does not stop the others; the command then ends with 2.
     """
     from pipeline.evaluation.download import download, plan_download
     from pipeline.files import free_bytes
     from pipeline.launch.display import bytes_progress
 
-    plan = plan_download(data, _chosen(data, tasks))
+    chosen = _chosen(data, tasks)
+    plan, problems = plan_download(data, chosen)
     for name, wanted in plan.items():
         click.echo(_line(name, wanted))
     missing = sum(wanted.missing_bytes for wanted in plan.values())
     click.echo(f"{_size(missing)} to fetch; {data} has room for {_size(free_bytes(data))}")
-    if dry_run:
-        return
-    with bytes_progress() as report:
-        fetched = download(data, plan, report)
-    click.echo(f"{fetched} files fetched. Next: neuclip eval-data check {data}")
+    if not dry_run:
+        with bytes_progress() as report:
+            fetched, failed = download(data, plan, report)
+        problems |= failed
+        click.echo(f"{fetched} files fetched. Next: neuclip eval-data check {data}")
+    if problems:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in problems.items())
+        raise UserError(f"{len(problems)} of {len(chosen)} tasks cannot be had, the others can:{reasons}")
 
 
 @eval_data.command()

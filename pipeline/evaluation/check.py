@@ -6,6 +6,7 @@ least as far as their headers. What was downloaded has the size it had then.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -18,6 +19,7 @@ from pipeline.evaluation.samples import Sample, encoded_images, open_image, read
 from pipeline.evaluation.task_folder import TaskFolder, open_task_folder
 from pipeline.evaluation.tasks import Task
 from pipeline.files import sha256_file
+from pipeline.processes import die_with_parent
 
 
 def check(
@@ -31,7 +33,7 @@ def check(
     if processes == 1:
         yield from zip(tasks, map(problem, tasks, tasks.values()), strict=True)
         return
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
         yield from zip(tasks, pool.map(problem, tasks, tasks.values()), strict=True)
 
 

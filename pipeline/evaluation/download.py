@@ -7,7 +7,7 @@ again; one that was cut off is continued.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,45 +44,58 @@ class Wanted:
         return sum(file.size for file in self.missing)
 
 
-def plan_download(data: Path, tasks: dict[str, Task]) -> dict[str, Wanted]:
-    """What the tasks need from the hub, by task; nothing is written.
-
-    Raises UserError for a task that names no repository, and where the hub refuses or cannot be reached.
-    """
+def plan_download(data: Path, tasks: dict[str, Task]) -> tuple[dict[str, Wanted], dict[str, str]]:
+    """What the tasks need from the hub, by task, and why nothing can be had for others; nothing is written."""
     record = _recorded(data)
-    return {name: _wanted(data, name, task, record) for name, task in tasks.items()}
+    plan: dict[str, Wanted] = {}
+    problems: dict[str, str] = {}
+    for name, task in tasks.items():
+        try:
+            plan[name] = _wanted(data, name, task, record)
+        except UserError as error:
+            problems[name] = str(error)
+    return plan, problems
 
 
-def download(data: Path, plan: dict[str, Wanted], report: Report) -> int:
-    """Fetch what the plan misses; returns the number of files that came.
+def download(data: Path, plan: dict[str, Wanted], report: Report) -> tuple[int, dict[str, str]]:
+    """Fetch what the plan misses; returns the number of files that came, and what went wrong by task.
 
-    Raises UserError when the disk has no room for it, when another process downloads to the same folder, and when a
-    file does not arrive, or not as the hub has it.
+    Raises UserError when the disk has no room for it, or another process downloads to the same folder.
     """
     missing, free = sum(wanted.missing_bytes for wanted in plan.values()), free_bytes(data)
     if missing > free:
         raise UserError(f"{missing / 1e9:.2f} GB are missing, {data} has room for {free / 1e9:.2f} GB: choose --tasks")
     fetched = 0
+    problems: dict[str, str] = {}
     with exclusive(data / ".download.lock", f"the evaluation data in {data}"):
         for name, wanted in plan.items():
-            record = _recorded(data)
-            record["commits"][wanted.files[0].repository] = wanted.files[0].commit
-            write_json(data / RECORD_FILE, record)  # before the first byte
-            done = wanted.bytes - wanted.missing_bytes
+            try:
+                for _ in _fetch_missing(data, name, wanted, report):
+                    fetched += 1
+            except UserError as error:
+                problems[name] = str(error)
+    return fetched, problems
 
-            def advance(count: int, name: str = name, total: int = wanted.bytes) -> None:
-                nonlocal done
-                done += count
-                report(name, done, total)
 
-            advance(0)
-            for file in wanted.missing:
-                digest = fetch(file, wanted.folder, _ADVICE, advance)
-                key = str((wanted.folder / file.path).relative_to(data))
-                record["files"][key] = {"size": file.size, "sha256": digest}
-                write_json(data / RECORD_FILE, record)
-                fetched += 1
-    return fetched
+def _fetch_missing(data: Path, name: str, wanted: Wanted, report: Report) -> Iterator[HubFile]:
+    """Yields every file once it is here and recorded."""
+    record = _recorded(data)
+    record["commits"][wanted.files[0].repository] = wanted.files[0].commit
+    write_json(data / RECORD_FILE, record)  # before the first byte
+    done = wanted.bytes - wanted.missing_bytes
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(name, done, wanted.bytes)
+
+    advance(0)
+    for file in wanted.missing:
+        digest = fetch(file, wanted.folder, _ADVICE, advance)
+        key = str((wanted.folder / file.path).relative_to(data))
+        record["files"][key] = {"size": file.size, "sha256": digest}
+        write_json(data / RECORD_FILE, record)
+        yield file
 
 
 def recorded_files(data: Path) -> dict[str, dict[str, Any]]:
@@ -100,6 +113,7 @@ def _recorded(data: Path) -> dict[str, Any]:
 
 
 def _wanted(data: Path, name: str, task: Task, record: dict[str, Any]) -> Wanted:
+    """Raises UserError for a task that names no repository, and where the hub refuses or cannot be reached."""
     if task.repository is None:
         raise UserError(f"{name} names no repository to be downloaded from: put its folder into {data} yourself")
     revision = record["commits"].get(task.repository, task.revision)

@@ -34,7 +34,7 @@ def evaluate(run: TaskRun) -> Metrics:
 
 def parser(task: Task) -> ParseMetadata:
     """A sample -> its metadata."""
-    return ParseMetadata(COLUMNS, grouped=("gender", "race", "race_binary"))
+    return ParseMetadata(COLUMNS, grouped=("gender", "race", "race_binary"), groups=100)
 
 
 def check_texts(folder: TaskFolder, task: Task) -> None:

@@ -1,9 +1,8 @@
 """FMoW: land use from satellites, by the region that fares worst (WILDS, Koh et al. 2021).
 
-WILDS leaves the region "Other" (four images of the test set) out of `acc_worst_region`. The official evaluation means
-to, but looks for that word in names that it never gives to the regions, so there, and in every published score, all
-regions count: the score is 0 where none of the four is right. `acc_worst_region` is that number;
-`acc_worst_region_without_other` is the one that was meant.
+WILDS leaves the region "Other", a few images of the test set, out of `acc_worst_region`. The official evaluation means
+to, but looks for that word in names that it never gives to the regions, so there all regions count, and the score is 0
+where none of those few is right. `acc_worst_region` is that number; `acc_worst_region_without_other` the one meant.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from pipeline.errors import UserError
 from pipeline.evaluation.samples import Sample, member
 from pipeline.evaluation.task_run import Metrics
 
+MOST_GROUPS = 10_000  # a nonsensical number would fill the memory with empty groups
+
 
 @dataclass(frozen=True)
 class Metadata:
@@ -42,14 +44,14 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class ParseMetadata:
-    """A sample -> its row. names: of the columns. grouped: the columns that count groups from 0.
+    """A sample -> its row. names: of the columns. grouped: the columns that count groups, from 0 to below `groups`.
 
-    Raises ValueError for other metadata, and for a group that is negative or not below `groups`, where given.
+    Raises ValueError for other metadata.
     """
 
     names: tuple[str, ...]
     grouped: tuple[str, ...]
-    groups: int | None = None
+    groups: int = MOST_GROUPS
 
     def __call__(self, sample: Sample) -> Row:
         vector = np.lib.format.read_array(io.BytesIO(member(sample, "npy")), allow_pickle=False)
@@ -63,8 +65,8 @@ class ParseMetadata:
         values = [int(value) for value in named]
         for name in self.grouped:
             group = values[self.names.index(name)]
-            if group < 0 or (self.groups is not None and group >= self.groups):
-                raise ValueError(f"{name} {group} is not in [0, {self.groups or '...'})")
+            if not 0 <= group < self.groups:
+                raise ValueError(f"{name} {group} is not in [0, {self.groups})")
         return Row(len(vector), values)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pipeline.evaluation import classification
 from pipeline.evaluation.classification import ParseLabelAndMetadata
-from pipeline.evaluation.metadata import ParseMetadata, share_by_group
+from pipeline.evaluation.metadata import MOST_GROUPS, ParseMetadata, share_by_group
 from pipeline.evaluation.task_run import Metrics, TaskRun
 from pipeline.evaluation.tasks import Task
 
@@ -31,5 +31,5 @@ def evaluate(run: TaskRun) -> Metrics:
 
 def parser(task: Task) -> ParseLabelAndMetadata:
     """A sample -> its class and its metadata."""
-    grouped = ParseMetadata(task.columns, (str(task.group_by),), len(task.group_names) or None)
+    grouped = ParseMetadata(task.columns, (str(task.group_by),), len(task.group_names) or MOST_GROUPS)
     return ParseLabelAndMetadata(task.class_count, grouped)

@@ -181,6 +181,14 @@ def test_what_cannot_be_had_is_said(hub: HubServer, data: Path, spoil, message: 
     assert message in done.output
 
 
+def test_a_task_that_cannot_be_had_does_not_stop_the_others(hub: HubServer, data: Path) -> None:
+    del hub.repositories["djghosh/wds_wilds-fmow_test"]
+    done = eval_data("download", data, "--tasks", CHOSEN)
+    assert done.exit_code == 2
+    assert f"1 of 3 tasks cannot be had, the others can:\n  {FMOW}: the hub has no data set" in done.output
+    assert eval_data("check", data, "--tasks", f"stl10,{COCO}").exit_code == 0
+
+
 def test_too_little_room_is_said_before_anything_is_fetched(
     hub: HubServer, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

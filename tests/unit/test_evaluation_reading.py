@@ -133,7 +133,10 @@ def test_metadata_are_the_named_columns_whatever_their_type():
     assert PARSE({"npy": _npy(np.array([2, 7]))}).values == [2, 7]
     assert PARSE({"npy": _npy(np.array([2, 7, 0.5, 1]))}) == (4, [2, 7])  # what has no name is not read
     assert PARSE({"npy": _npy(np.array([1.0, -3.0], np.float32))}).values == [1, -3]
-    assert ParseMetadata(("place",), grouped=("place",))({"npy": _npy(np.array([99]))}).values == [99]
+    unlimited = ParseMetadata(("place",), grouped=("place",))
+    assert unlimited({"npy": _npy(np.array([99]))}).values == [99]
+    with pytest.raises(ValueError, match=r"place 1099511627776 is not in \[0, 10000\)"):
+        unlimited({"npy": _npy(np.array([1 << 40]))})
 
 
 @pytest.mark.parametrize(
