@@ -7,12 +7,14 @@ workers behind that write into shards after the parent's death, and end with sta
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -166,6 +168,7 @@ def _download_shard(shard: Shard) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    sys.stdout = sys.stderr = _Output()
     watch = Watch(shard.expected_yield)
     finished = run_img2dataset(shard, watch)
     what = f"shard {shard.number} in {shard.folder}"
@@ -180,6 +183,15 @@ def _download_shard(shard: Shard) -> None:
             f"img2dataset failed on {what}: see the end of {shard.folder / LOG}. Finished shards are kept: run the "
             "same command again."
         )
+
+
+class _Output(io.TextIOBase):
+    """A process's output. What a full disk has no room for is left out: img2dataset hangs where it cannot print."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            os.write(1, text.encode(errors="replace"))
+        return len(text)
 
 
 def run_img2dataset(shard: Shard, watch: Watch | None) -> bool:
