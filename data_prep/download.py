@@ -28,6 +28,8 @@ from data_prep.downloaded import (
     attempt_rows,
     claim,
     count_attempts,
+    forget_shards,
+    read_causes,
     read_done,
     remove_unfinished,
     shard_files,
@@ -35,11 +37,11 @@ from data_prep.downloaded import (
 )
 from data_prep.guarded_fetch import GuardedFetch
 from data_prep.incoming import GuardedResizer, Resized
-from data_prep.outcomes import OK, classify
+from data_prep.outcomes import OK, classify, tally
 from data_prep.plan import Plan, read_plan
 from data_prep.preflight import preflight
 from data_prep.progress import Report, silent
-from data_prep.watch import UNSTATED_YIELD, Watch
+from data_prep.watch import FIRST_ROWS, UNSTATED_YIELD, Watch
 from data_prep.workers import worker_pool
 from pipeline.errors import UserError
 from pipeline.locks import exclusive
@@ -116,9 +118,19 @@ def _download_item(
         first = attempt == 0
         expected = expected_yield if first else 0.0  # what failed once may well fail again
         shards = _unfinished(table, folder, plan, fetch, expected)
+        there = table.num_rows - sum(rows for _, rows in shards)
         if first:
-            advance(table.num_rows - sum(rows for _, rows in shards))
-        _download_shards(shards, folder / LOG, pool, advance if first else lambda _: None)
+            advance(there)
+        watch = Watch(expected)
+        if there < FIRST_ROWS:  # else they were judged when they came
+            finished = set(range(math.ceil(table.num_rows / plan.samples_per_shard))) - {s.number for s, _ in shards}
+            watch.add(tally(cause for shard in finished for _, cause in read_causes(folder, shard)))
+        try:
+            _download_shards(shards, watch, folder / LOG, pool, advance if first else lambda _: None)
+        except UserError:
+            if watch.stopped:
+                forget_shards(folder)
+            raise
         (folder / "_tmp").rmdir()
 
 
@@ -142,15 +154,18 @@ def _unfinished(
 
 
 def _download_shards(
-    shards: list[tuple[Shard, int]], log: Path, pool: Executor, advance: Callable[[int], None]
+    shards: list[tuple[Shard, int]], watch: Watch, log: Path, pool: Executor, advance: Callable[[int], None]
 ) -> None:
+    """watch: of the whole attempt. Raises UserError when it stops, or a shard fails."""
     running = {}
     try:
         for shard, rows in shards:
             running[pool.submit(_download_shard, shard)] = rows
         for future in as_completed(running):
-            future.result()
+            watch.add(future.result())
             advance(running[future])
+            if watch.stopped:
+                raise UserError(f"{log.parent} was stopped: {watch.stopped} Nothing of it counts as done; log: {log}")
     except BaseException as error:
         # The caller holds the item's lock: nobody may write into its folder any more when that is given up.
         pool.shutdown(wait=True, cancel_futures=True)
@@ -162,8 +177,8 @@ def _download_shards(
         ) from error
 
 
-def _download_shard(shard: Shard) -> None:
-    """Runs in a worker process, whose output goes to the item's log."""
+def _download_shard(shard: Shard) -> dict[str, int]:
+    """Runs in a worker process, whose output goes to the item's log; returns how many rows ended how."""
     log = os.open(shard.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -183,6 +198,7 @@ def _download_shard(shard: Shard) -> None:
             f"img2dataset failed on {what}: see the end of {shard.folder / LOG}. Finished shards are kept: run the "
             "same command again."
         )
+    return watch.counts
 
 
 class _Output(io.TextIOBase):
