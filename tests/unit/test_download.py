@@ -78,6 +78,7 @@ def test_an_item_is_judged_by_its_first_thousand_rows_in_however_small_shards(
         uids = pa.ipc.open_file(str(job.rows)).read_all()["uid"]
         failed = {"status": ["failed_to_download"] * 100, "error_message": ["HTTP Error 403: Forbidden"] * 100}
         pq.write_table(pa.table({"uid": uids, **failed}), records)
+        job.rows.unlink()
         stats.write_text('{"status_dict": {}, "successes": 0}')
         return {"http_403": 100}
 
