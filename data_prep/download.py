@@ -38,9 +38,10 @@ from data_prep.downloaded import (
 from data_prep.guarded_fetch import GuardedFetch
 from data_prep.incoming import GuardedResizer, Resized
 from data_prep.outcomes import OK, classify, tally
-from data_prep.plan import Plan, read_plan
+from data_prep.plan import Plan, read_item, read_plan
 from data_prep.preflight import preflight
 from data_prep.progress import Report, silent
+from data_prep.speed import measure_speed
 from data_prep.watch import FIRST_ROWS, UNSTATED_YIELD, Watch
 from data_prep.workers import worker_pool
 from pipeline.errors import UserError
@@ -66,22 +67,27 @@ def download(
     items: Sequence[int] | None = None,
     report: Report = silent,
     expected_yield: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[tuple[Done, bool]]:
     """Download work items, by default all; returns for each its record and whether it is new.
 
     An item that is done is left alone; of one that was killed, finished shards are kept. report: called with
     (rows done, rows to do). expected_yield: share of rows that should become images, by default what the corpus
-    publishes; 0 accepts any.
+    publishes; 0 accepts any. say: called with how fast URLs came at a first look, which items of FIRST_ROWS rows get.
     Raises UserError when another process works on an item, this machine is not fit for it (`preflight`), far
     fewer rows than expected become images, or img2dataset breaks on a shard.
     """
     plan = read_plan(corpus)
     chosen = plan.select(items)
-    if expected_yield is None:
-        expected_yield = corpus.definition.published_yield or UNSTATED_YIELD
+    expected_yield = promised_yield(corpus, expected_yield)
     to_do = [item for item in chosen if read_done(corpus, item, plan.fingerprint) is None]
     if to_do:
         preflight(corpus, plan, to_do, fetch)
+    fresh = next((item for item in to_do if not corpus.download(item).exists()), None)
+    if fresh is not None and plan.items[fresh]["rows"] >= FIRST_ROWS:
+        urls = read_item(corpus, plan, fresh)["url"].to_pylist()
+        speed = measure_speed(urls, fetch, plan.images, expected_yield)
+        say(speed.describe(sum(plan.items[item]["rows"] for item in to_do), fetch.processes))
     total, rows_done, results = sum(plan.items[item]["rows"] for item in chosen), 0, []
 
     def advance(rows: int) -> None:
@@ -101,6 +107,12 @@ def download(
                     advance(done.rows)
                 results.append((done, new))
     return results
+
+
+def promised_yield(corpus: Corpus, expected_yield: float | None) -> float:
+    """The share of rows that should become images, by the user or else by what the corpus publishes."""
+    published = corpus.definition.published_yield or UNSTATED_YIELD
+    return published if expected_yield is None else expected_yield
 
 
 def _download_item(

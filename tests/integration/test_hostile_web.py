@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 
 from data_prep.manifest import read_manifest
+from data_prep.speed import URLS
 from tests.hostile import BODY_MIB, GOOD, TROUBLE, HostileWeb, encoded, said
 
 ODD = Path(__file__).parents[2] / "shared/data/oddmodes"
@@ -179,7 +180,7 @@ def test_a_download_that_brings_nothing_stops_with_a_diagnosis(web: HostileWeb, 
     assert stopped.returncode == 2
     assert "0 of 1,000 rows are images, where 80% were expected (1,000 http_403)" in stopped.stderr
     assert "refuse this machine" in stopped.stderr
-    assert 1000 <= web.requests["/403.jpg"] < 1100
+    assert 1000 <= web.requests["/403.jpg"] - URLS < 1100  # some of them at a first look
     assert not list(folder.rglob("done.json"))
     assert run(tmp_path, "verify", "poor").returncode == 2
     accepted = run(tmp_path, "download", "poor", "--expected-yield", "0", "--json")

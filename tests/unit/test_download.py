@@ -15,6 +15,7 @@ import data_prep.download
 from data_prep.corpus import Corpus, CorpusDefinition
 from data_prep.downloaded import shard_files
 from data_prep.plan import make_plan
+from data_prep.speed import Speed
 from pipeline.errors import UserError
 from pipeline.locks import exclusive
 
@@ -84,6 +85,7 @@ def test_an_item_is_judged_by_its_first_thousand_rows_in_however_small_shards(
 
     monkeypatch.setattr(data_prep.download, "_download_shard", shard)
     monkeypatch.setattr(data_prep.download, "worker_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(data_prep.download, "measure_speed", lambda *_: Speed({"ok": 1}, 1, 1.0))
     fetch = corpus.definition.fetch
     with pytest.raises(UserError, match="img2dataset failed"):
         data_prep.download.download(corpus, fetch, expected_yield=0.8)
