@@ -41,6 +41,10 @@ def main(context: click.Context, root: Path) -> None:
 
     NAME is a shipped corpus (demo, emoji), a YAML definition, a folder in the root or elsewhere.
     """
+    if ":/" in str(root):  # as a path, `s3://` has one slash
+        raise UserError(
+            f"corpora are made on a disk of this machine, not at {root}: `data-prep upload` copies a finished one"
+        )
     context.obj = root
 
 

@@ -83,6 +83,8 @@ def plan(
         corpus = corpus.with_image_size(image_size)
     if allow_private:
         corpus = corpus.with_private_hosts()
+    if not dry_run:
+        _copy_metadata(corpus)
     if explain is not None:
         _explain(corpus, explain, as_json)
     elif estimate:
@@ -91,6 +93,14 @@ def plan(
         _make_part(corpus, tasks, samples_per_shard, part, as_json)
     else:
         _make_plan(corpus, tasks, samples_per_shard, merge, dry_run, as_json)
+
+
+def _copy_metadata(corpus: Corpus) -> None:
+    from data_prep.metadata import copy_metadata
+    from data_prep.progress import progress
+
+    with progress("metadata files") as report:
+        copy_metadata(corpus, report)
 
 
 def _make_plan(

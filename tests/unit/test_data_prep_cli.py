@@ -108,6 +108,14 @@ def test_a_full_disk_names_the_file_and_leaves_no_half_of_it(
     assert CliRunner().invoke(main, ["--root", str(tmp_path), "plan", "demo"]).exit_code == 0
 
 
+def test_corpora_are_made_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["--root", "s3://bucket/corpora", "plan", "demo"])
+    assert result.exit_code == 2
+    assert "not at s3:/bucket/corpora: `data-prep upload` copies a finished one" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_root_from_the_environment(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["plan", "demo"], env={"DATA_PREP_ROOT": str(tmp_path / "here")})
     assert str(tmp_path / "here" / "demo") in result.stderr
