@@ -79,6 +79,7 @@ def plan(
     if dry_run and (part or merge):
         raise click.UsageError("--dry-run plans in one piece: leave --part and --merge out")
     corpus = find_corpus(name, root)
+    _note_edits(corpus, root / f"{name}.yaml")
     if image_size:
         corpus = corpus.with_image_size(image_size)
     if allow_private:
@@ -93,6 +94,24 @@ def plan(
         _make_part(corpus, tasks, samples_per_shard, part, as_json)
     else:
         _make_plan(corpus, tasks, samples_per_shard, merge, dry_run, as_json)
+
+
+def _note_edits(corpus: Corpus, given: Path) -> None:
+    """Say so where the definition that a corpus was planned by is no longer what its YAML file in the root says."""
+    from data_prep.corpus import open_corpus
+
+    if not (given.is_file() and (corpus.folder / "corpus.yaml").is_file()):
+        return
+    edited = open_corpus(str(given), given.parent).with_image_size(corpus.definition.images.image_size)
+    if corpus.definition.fetch.allow_private:
+        edited = edited.with_private_hosts()
+    if changes := edited.described_differently():
+        lines = "\n  ".join(changes)
+        click.echo(
+            f"note: in force is {corpus.folder / 'corpus.yaml'}, not {given}, which says otherwise:\n  {lines}\n"
+            f"`data-prep plan {given} ...` plans by that.",
+            err=True,
+        )
 
 
 def _copy_metadata(corpus: Corpus) -> None:

@@ -103,6 +103,21 @@ def test_the_definition_is_written_once_and_never_over_another(tmp_path):
     assert (tmp_path / "mine.yaml").read_text().endswith("# edited\n")
 
 
+def test_a_definition_that_was_edited_after_the_plan_is_noticed(tmp_path):
+    assert call(tmp_path, "new", "mine", write(tmp_path / "a.csv")).exit_code == 0
+    first = call(tmp_path, "plan", "mine", "--allow-private")
+    assert (first.exit_code, first.stderr) == (0, "")
+    assert call(tmp_path, "plan", "mine").stderr == "", "a flag of the command is no edit"
+    text = (tmp_path / "mine.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("caption: text", "caption: alt"))
+    again = call(tmp_path, "plan", "mine")
+    assert "already planned" in again.stdout
+    assert f"in force is {tmp_path / 'mine/corpus.yaml'}, not {tmp_path / 'mine.yaml'}, which says" in again.stderr
+    assert "'caption': 'alt'" in again.stderr
+    refused = call(tmp_path, "plan", tmp_path / "mine.yaml", "--allow-private")
+    assert "columns.caption: text -> alt" in refused.stderr
+
+
 def test_several_files_of_one_kind_make_one_corpus(tmp_path):
     files = [write(tmp_path / f"[{n}].parquet", rows=ROWS[n::2]) for n in range(2)]
     assert call(tmp_path, "new", "mine", *files, "--licence", "CC0: mine").exit_code == 0
