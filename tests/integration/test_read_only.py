@@ -81,7 +81,8 @@ def test_what_writes_is_one_message_and_what_reads_goes_on(fixed: Path) -> None:
         assert "Permission denied" in said, said
         assert str(fixed) in said, said
         assert "another folder (--root)" in said, said
-    reading = [["status", "fixed"], ["plan", "fixed", "--dry-run"], ["plan", "fixed", "--explain", "4"]]
+    reading = [["status", "fixed"], ["plan", "fixed", "--explain", "4"]]
+    reading += [[command, "fixed", "--dry-run"] for command in ("plan", "download", "verify", "manifest", "report")]
     for arguments, (status, said, _) in zip(reading, run_all(fixed, reading), strict=True):
         assert status == 0, f"{arguments}: {said}"
     assert {path: sha256_file(path) for path in fixed.rglob("*") if path.is_file()} == before
