@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from data_prep.plan import Plan
 
 
+LARGE_ITEM_ROWS = 1_000_000
+VERIFY_BYTES_PER_ROW = 2_500  # measured, see docs/corpora.md
+
+
 def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
@@ -138,6 +142,13 @@ def _make_plan(
                 corpus, tasks=tasks, samples_per_shard=samples_per_shard, dry_run=dry_run, report=report
             )
     result, text = _said(corpus, made, new, dry_run)
+    largest = max(item["rows"] for item in made.items)
+    if largest > LARGE_ITEM_ROWS:
+        gib = largest * VERIFY_BYTES_PER_ROW / 2**30
+        text += (
+            f"\nnote: work items have up to {largest:,} rows; `verify` takes about {gib:,.1f} GiB for each at a "
+            "time. More --tasks make them smaller; a plan is never changed later."
+        )
     result["described_differently"] = described
     if described:
         verb = "would change" if dry_run else f"changed; `data-prep manifest {made.corpus}` publishes it"
