@@ -5,8 +5,9 @@
 A server process on this machine serves JPEGs of 480 x 360 pixels. Shards of them are downloaded in turns, each in a
 fresh process, by img2dataset as it comes and with every guard of `data_prep` on (guarded fetch, decoder and writer,
 early stop). Prints one JSON line: plain and guarded {images_per_second, cpu_ms_per_image} (medians of the turns; CPU
-of the downloading process alone) and ratio, the median over the turns of guarded by plain speed. Writes
-benchmarks/results/download.json (not with --quick, which prints the ratio alone).
+of the downloading process alone), ratio, the median over the turns of guarded by plain speed, and load, the machine's
+(processes that want to run, the average of the minute before). Writes benchmarks/results/download.json (not with
+--quick, which prints the ratio alone).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -39,7 +41,7 @@ THREADS = 16
 
 
 def draw(folder: Path) -> None:
-    """Smooth noise: JPEGs of about 25 kB, as photographs of that size are."""
+    """Smooth noise: JPEGs of about 72 kB."""
     for number in range(PICTURES):
         pixels = np.random.default_rng(number).integers(0, 255, (90, 120, 3), dtype=np.uint8)
         stream = io.BytesIO()
@@ -107,14 +109,15 @@ def main() -> None:
         kind, url, images = arguments.measure
         print(json.dumps(measure(kind, url, int(images))))
         return
+    load = round(os.getloadavg()[0], 1)
     result = compare(QUICK_IMAGES, QUICK_TURNS) if arguments.quick else compare(IMAGES, TURNS)
     if arguments.quick:
         print(json.dumps({"ratio": result["ratio"]}))
         return
     from lab.study import RESULTS, machine  # loads torch, which no measured process should
 
-    write_json(RESULTS / "download.json", {**result, "machine": machine()})
-    print(json.dumps(result))
+    write_json(RESULTS / "download.json", {**result, "load": load, "machine": machine()})
+    print(json.dumps({**result, "load": load}))
 
 
 if __name__ == "__main__":

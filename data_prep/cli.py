@@ -41,6 +41,10 @@ def main(context: click.Context, root: Path) -> None:
 
     NAME is a shipped corpus (demo, emoji), a YAML definition, a folder in the root or elsewhere.
     """
+    if ":/" in str(root):  # as a path, `s3://` has one slash
+        raise UserError(
+            f"corpora are made on a disk of this machine, not at {root}: `data-prep upload` copies a finished one"
+        )
     context.obj = root
 
 
@@ -59,9 +63,12 @@ main.add_command(download)
 @task_option
 @click.option("--processes", type=click.IntRange(1), default=1, help="Work items at once.")
 @click.option("--again", is_flag=True, help="Also read the shards of verified items: are they what was written?")
+@click.option("--dry-run", is_flag=True, help="Say which items would be verified; write nothing.")
 @json_option
 @click.pass_obj
-def verify(root: Path, name: str, tasks: Sequence[int], processes: int, again: bool, as_json: bool) -> None:
+def verify(
+    root: Path, name: str, tasks: Sequence[int], processes: int, again: bool, dry_run: bool, as_json: bool
+) -> None:
     """Decode every downloaded image, and write the proven samples as canonical shards.
 
     A torn or changed tar goes to quarantine/ and its item has to be downloaded again (status 2). Items that
@@ -70,9 +77,15 @@ def verify(root: Path, name: str, tasks: Sequence[int], processes: int, again: b
     """
     from data_prep.outcomes import describe, tally
     from data_prep.progress import progress
+    from data_prep.verify import outlook
     from data_prep.verify import verify as run
 
     corpus = find_corpus(name, root)
+    if dry_run:
+        plans = outlook(corpus, list(tasks) or None)
+        text = f"would verify {len(plans['to_verify'])} work items of {plans['rows']:,} rows; "
+        answer(as_json, plans, text + f"{len(plans['already_verified'])} are verified already")
+        return
     with progress("verifying rows") as report:
         verdicts = run(corpus, list(tasks) or None, processes, report, again=again)
     damage = [line for verdict in verdicts for line in verdict.damage]
@@ -105,16 +118,19 @@ main.add_command(retry)
 
 @main.command(epilog=EXAMPLE + "data-prep manifest demo")
 @name_argument
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be published; write nothing.")
 @json_option
 @click.pass_obj
-def manifest(root: Path, name: str, as_json: bool) -> None:
+def manifest(root: Path, name: str, dry_run: bool, as_json: bool) -> None:
     """Publish the shards, once every work item is verified: manifest.parquet and manifest.json."""
     from data_prep.outcomes import describe
+    from data_prep.progress import progress
     from data_prep.publish import publish
 
     corpus = find_corpus(name, root)
-    summary, new = publish(corpus)
-    verb = "published" if new else "already published, nothing done:"
+    with progress("checking work items") as report:
+        summary, new = publish(corpus, report, dry_run=dry_run)
+    verb = "already published, nothing done:" if not new else "would publish" if dry_run else "published"
     text = (
         f"{verb} {summary['samples']:,} samples in {summary['shards']} shards at {corpus.folder}\n"
         f"  outcomes: {describe(summary['outcomes'])}\n"

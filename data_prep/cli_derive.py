@@ -11,7 +11,7 @@ import click
 from data_prep.console import EXAMPLE, answer, json_option, name_argument
 
 _OPTIONS = (
-    click.option("--out", required=True, help="Name of the new corpus."),
+    click.option("--out", required=True, help="Name of the new corpus, or a URL that ends with it (s3://bucket/name)."),
     click.option("--processes", type=click.IntRange(1), default=1, help="Shards at once; each holds one in memory."),
     click.option("--dry-run", is_flag=True, help="Count what would stay; write nothing."),
     json_option,
@@ -108,16 +108,23 @@ def _derive(root: Path, names: Sequence[str], *, out: str, as_json: bool, **opti
     from data_prep.derive import derive
     from data_prep.outcomes import describe
     from data_prep.progress import progress
+    from data_prep.upload import upload_corpus
     from pipeline.storage import is_url
 
     sources = [name if is_url(name) or not (root / name).is_dir() else str(root / name) for name in names]
+    target = root / out.rstrip("/").rpartition("/")[2] if is_url(out) else root / out
     with progress("shards") as report:
-        summary, new = derive(sources, root / out, report=report, **options)
+        summary, new = derive(sources, target, report=report, **options)
     verb = "already made, nothing done:" if not new else "would keep" if options["dry_run"] else "kept"
     text = (
-        f"{verb} {summary['ok']:,} of {summary['rows_read']:,} samples, at {root / out} "
+        f"{verb} {summary['ok']:,} of {summary['rows_read']:,} samples, at {target} "
         f"(dropped: {describe(summary['dropped'])})"
     )
     if "fingerprint" in summary:
         text += f"\n  {summary['shards']} shards, fingerprint: {summary['fingerprint']}"
-    answer(as_json, {"new": new, **summary}, text)
+    result = {"new": new, **summary}
+    if is_url(out) and not options["dry_run"]:
+        with progress("files") as report:
+            result["uploaded"] = upload_corpus(target, out, report=report)["uploaded"]
+        text += f"\n  copied {result['uploaded']:,} files to {out}"
+    answer(as_json, result, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ def download(
     (X-Robots-Tag: noai and the like) are not kept.
     """
     from data_prep.download import download as run
+    from data_prep.download import promised_yield
     from data_prep.outcomes import OK, describe, tally
     from data_prep.preflight import look
     from data_prep.progress import progress
@@ -50,11 +52,11 @@ def download(
     corpus = find_corpus(name, root)
     fetch = _wished(corpus.definition.fetch, wishes)
     if dry_run:
-        facts = look(corpus, fetch, list(tasks) or None)
-        answer(as_json, facts, "\n".join(f"{key + ':':<19}{value:,}" for key, value in facts.items()))
+        facts = look(corpus, fetch, list(tasks) or None, promised_yield(corpus, expected_yield))
+        answer(as_json, facts, "\n".join(f"{key + ':':<22}{value:,}" for key, value in facts.items()))
         return
     with progress("downloading rows") as report:
-        results = run(corpus, fetch, list(tasks) or None, report, expected_yield)
+        results = run(corpus, fetch, list(tasks) or None, report, expected_yield, partial(click.echo, err=True))
     new = [done for done, is_new in results if is_new]
     counts = tally(*(done.outcomes for done in new))
     failed = {cause: number for cause, number in counts.items() if cause != OK}

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from data_prep.plan import Plan
 
 
+LARGE_ITEM_ROWS = 1_000_000
+VERIFY_BYTES_PER_ROW = 2_500  # measured, see docs/corpora.md
+
+
 def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
@@ -79,10 +83,13 @@ def plan(
     if dry_run and (part or merge):
         raise click.UsageError("--dry-run plans in one piece: leave --part and --merge out")
     corpus = find_corpus(name, root)
+    _note_edits(corpus, root / f"{name}.yaml")
     if image_size:
         corpus = corpus.with_image_size(image_size)
     if allow_private:
         corpus = corpus.with_private_hosts()
+    if not dry_run:
+        _copy_metadata(corpus)
     if explain is not None:
         _explain(corpus, explain, as_json)
     elif estimate:
@@ -91,6 +98,32 @@ def plan(
         _make_part(corpus, tasks, samples_per_shard, part, as_json)
     else:
         _make_plan(corpus, tasks, samples_per_shard, merge, dry_run, as_json)
+
+
+def _note_edits(corpus: Corpus, given: Path) -> None:
+    """Say so where the definition that a corpus was planned by is no longer what its YAML file in the root says."""
+    from data_prep.corpus import open_corpus
+
+    if not (given.is_file() and (corpus.folder / "corpus.yaml").is_file()):
+        return
+    edited = open_corpus(str(given), given.parent).with_image_size(corpus.definition.images.image_size)
+    if corpus.definition.fetch.allow_private:
+        edited = edited.with_private_hosts()
+    if changes := edited.described_differently():
+        lines = "\n  ".join(changes)
+        click.echo(
+            f"note: in force is {corpus.folder / 'corpus.yaml'}, not {given}, which says otherwise:\n  {lines}\n"
+            f"`data-prep plan {given} ...` plans by that.",
+            err=True,
+        )
+
+
+def _copy_metadata(corpus: Corpus) -> None:
+    from data_prep.metadata import copy_metadata
+    from data_prep.progress import progress
+
+    with progress("metadata files") as report:
+        copy_metadata(corpus, report)
 
 
 def _make_plan(
@@ -109,6 +142,13 @@ def _make_plan(
                 corpus, tasks=tasks, samples_per_shard=samples_per_shard, dry_run=dry_run, report=report
             )
     result, text = _said(corpus, made, new, dry_run)
+    largest = max(item["rows"] for item in made.items)
+    if largest > LARGE_ITEM_ROWS:
+        gib = largest * VERIFY_BYTES_PER_ROW / 2**30
+        text += (
+            f"\nnote: work items have up to {largest:,} rows; `verify` takes about {gib:,.1f} GiB for each at a "
+            "time. More --tasks make them smaller; a plan is never changed later."
+        )
     result["described_differently"] = described
     if described:
         verb = "would change" if dry_run else f"changed; `data-prep manifest {made.corpus}` publishes it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -66,12 +67,15 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (
-            UserError,
-            OSError,
-        ) as error:  # OSError: no space left, no permission; its text names the file
-            click.echo(f"error: {error}", err=True)
+        except (UserError, OSError) as error:  # OSError: no space left, no permission; its text names the file
+            click.echo(f"error: {error}{_mended_by(error)}", err=True)
             ctx.exit(2)
+
+
+def _mended_by(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ". Corpora are written into: make that folder yours, or name another folder (--root)."
+    return ""
 
 
 def find_corpus(name: str, root: Path) -> Corpus:

@@ -14,7 +14,8 @@ from pydantic import Field
 from pipeline.config.loader import parse, read_yaml
 from pipeline.config.schema import Section
 from pipeline.errors import UserError
-from pipeline.files import atomic_open
+from pipeline.files import atomic_open, read_json
+from pipeline.storage import is_url
 
 SHIPPED = Path(__file__).parent / "corpora"
 
@@ -81,7 +82,7 @@ class CorpusDefinition(Section):
     title: str
     licence: str
     source: str = "not stated"  # where the metadata comes from
-    metadata: str | tuple[str, ...] = "metadata/*.parquet"  # globs, absolute or relative to the corpus folder
+    metadata: str | tuple[str, ...] = "metadata/*.parquet"  # globs, absolute or relative to the corpus folder, or URLs
     header: tuple[str, ...] = ()  # names of the columns, where CSV or TSV files have no header line
     columns: Columns = Columns()
     captions: tuple[str, ...] = ()  # further columns, kept in each sample's JSON under their own names
@@ -100,6 +101,11 @@ class CorpusDefinition(Section):
     @property
     def metadata_patterns(self) -> tuple[str, ...]:
         return (self.metadata,) if isinstance(self.metadata, str) else self.metadata
+
+    @property
+    def urls_to_copy(self) -> tuple[str, ...]:
+        """Files or patterns at URLs, of which copies in `metadata/` are planned."""
+        return (*self.urls, *filter(is_url, self.metadata_patterns))
 
     @property
     def imprint(self) -> dict[str, str]:
@@ -147,20 +153,34 @@ class Corpus:
         """The files to plan, by the names under which the plan records them, in order.
 
         Inside the folder a name is relative to it, so that a corpus may be moved as a whole.
-        Raises UserError when the pattern finds nothing.
+        Raises UserError when the pattern finds nothing, or not all that is to be fetched is there.
         """
         folder = Path(os.path.abspath(self.folder))
-        patterns = [os.path.join(escape(str(folder)), pattern) for pattern in self.definition.metadata_patterns]
+        self._refuse_half_fetched()
+        here = [_copied(pattern) if is_url(pattern) else pattern for pattern in self.definition.metadata_patterns]
+        patterns = [os.path.join(escape(str(folder)), pattern) for pattern in here]
         found = {Path(os.path.normpath(path)) for pattern in patterns for path in glob(pattern, recursive=True)}
         files = sorted(path for path in found if path.is_file())
         if not files:
-            fetched = self.definition.hub or self.definition.urls
+            fetched = self.definition.hub or self.definition.urls_to_copy
             way = f"run `data-prep metadata {self.definition.name}`" if fetched else "put the files there"
             raise UserError(
                 f"no metadata at {folder / self.definition.metadata_patterns[0]}: {way}, or say in the definition's "
                 f"`metadata` where the files with URLs and captions are (source: {self.definition.source})"
             )
         return {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in files}
+
+    def _refuse_half_fetched(self) -> None:
+        """Raises UserError where `data-prep metadata` was cut off: rows would be missing without a word."""
+        if not (self.folder / "metadata.json").is_file():
+            return
+        record = read_json(self.folder / "metadata.json")
+        missing = sorted(set(record.get("wanted", ())) - record["files"].keys())
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(record['wanted'])} files of metadata are not fetched yet, {missing[0]} for "
+                f"one: run `data-prep metadata {self.definition.name}` again, it goes on where it stopped"
+            )
 
     @property
     def uid_list(self) -> Path | None:
@@ -237,11 +257,19 @@ def _beside(home: Path, corpus: Corpus) -> Corpus:
         return corpus
     update: dict[str, object] = {}
     if "metadata" in definition.model_fields_set:
-        absolute = tuple(os.path.join(escape(str(home)), pattern) for pattern in definition.metadata_patterns)
+        absolute = tuple(
+            pattern if is_url(pattern) else os.path.join(escape(str(home)), pattern)
+            for pattern in definition.metadata_patterns
+        )
         update["metadata"] = absolute[0] if isinstance(definition.metadata, str) else absolute
     if definition.uids is not None:
         update["uids"] = str(home / definition.uids)
     return replace(corpus, definition=definition.model_copy(update=update))
+
+
+def _copied(url: str) -> str:
+    """Where `data-prep metadata` puts what lies at a URL, or pattern of URLs, in the corpus's folder."""
+    return f"metadata/{url.rpartition('/')[2]}"
 
 
 def read_definition(path: Path) -> CorpusDefinition:

@@ -78,8 +78,8 @@ def scatter(
             screened = screen(batch.rows)
             spill.add(screened.rows)
             dropped.update(screened.dropped())
-            dropped["malformed"] += batch.malformed
-            rows_read += batch.rows.num_rows + batch.malformed
+            dropped["malformed"] += len(batch.malformed)
+            rows_read += batch.rows.num_rows + len(batch.malformed)
             report(rows_read, max(total, rows_read))
     spill.flush()
     dropped[spill.key.reason] += spill.duplicates

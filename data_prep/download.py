@@ -7,12 +7,14 @@ workers behind that write into shards after the parent's death, and end with sta
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +28,8 @@ from data_prep.downloaded import (
     attempt_rows,
     claim,
     count_attempts,
+    forget_shards,
+    read_causes,
     read_done,
     remove_unfinished,
     shard_files,
@@ -33,11 +37,12 @@ from data_prep.downloaded import (
 )
 from data_prep.guarded_fetch import GuardedFetch
 from data_prep.incoming import GuardedResizer, Resized
-from data_prep.outcomes import OK, classify
-from data_prep.plan import Plan, read_plan
+from data_prep.outcomes import OK, classify, tally
+from data_prep.plan import Plan, read_item, read_plan
 from data_prep.preflight import preflight
 from data_prep.progress import Report, silent
-from data_prep.watch import UNSTATED_YIELD, Watch
+from data_prep.speed import measure_speed
+from data_prep.watch import FIRST_ROWS, UNSTATED_YIELD, Watch
 from data_prep.workers import worker_pool
 from pipeline.errors import UserError
 from pipeline.locks import exclusive
@@ -62,22 +67,27 @@ def download(
     items: Sequence[int] | None = None,
     report: Report = silent,
     expected_yield: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[tuple[Done, bool]]:
     """Download work items, by default all; returns for each its record and whether it is new.
 
     An item that is done is left alone; of one that was killed, finished shards are kept. report: called with
     (rows done, rows to do). expected_yield: share of rows that should become images, by default what the corpus
-    publishes; 0 accepts any.
+    publishes; 0 accepts any. say: called with how fast URLs came at a first look, which items of FIRST_ROWS rows get.
     Raises UserError when another process works on an item, this machine is not fit for it (`preflight`), far
     fewer rows than expected become images, or img2dataset breaks on a shard.
     """
     plan = read_plan(corpus)
     chosen = plan.select(items)
-    if expected_yield is None:
-        expected_yield = corpus.definition.published_yield or UNSTATED_YIELD
+    expected_yield = promised_yield(corpus, expected_yield)
     to_do = [item for item in chosen if read_done(corpus, item, plan.fingerprint) is None]
     if to_do:
         preflight(corpus, plan, to_do, fetch)
+    fresh = next((item for item in to_do if not corpus.download(item).exists()), None)
+    if fresh is not None and plan.items[fresh]["rows"] >= FIRST_ROWS:
+        urls = read_item(corpus, plan, fresh)["url"].to_pylist()
+        speed = measure_speed(urls, fetch, plan.images, expected_yield)
+        say(speed.describe(sum(plan.items[item]["rows"] for item in to_do), fetch.processes))
     total, rows_done, results = sum(plan.items[item]["rows"] for item in chosen), 0, []
 
     def advance(rows: int) -> None:
@@ -99,6 +109,12 @@ def download(
     return results
 
 
+def promised_yield(corpus: Corpus, expected_yield: float | None) -> float:
+    """The share of rows that should become images, by the user or else by what the corpus publishes."""
+    published = corpus.definition.published_yield or UNSTATED_YIELD
+    return published if expected_yield is None else expected_yield
+
+
 def _download_item(
     corpus: Corpus,
     plan: Plan,
@@ -114,9 +130,19 @@ def _download_item(
         first = attempt == 0
         expected = expected_yield if first else 0.0  # what failed once may well fail again
         shards = _unfinished(table, folder, plan, fetch, expected)
+        there = table.num_rows - sum(rows for _, rows in shards)
         if first:
-            advance(table.num_rows - sum(rows for _, rows in shards))
-        _download_shards(shards, folder / LOG, pool, advance if first else lambda _: None)
+            advance(there)
+        watch = Watch(expected)
+        if there < FIRST_ROWS:  # else they were judged when they came
+            finished = set(range(math.ceil(table.num_rows / plan.samples_per_shard))) - {s.number for s, _ in shards}
+            watch.add(tally(cause for shard in finished for _, cause in read_causes(folder, shard)))
+        try:
+            _download_shards(shards, watch, folder / LOG, pool, advance if first else lambda _: None)
+        except UserError:
+            if watch.stopped:
+                forget_shards(folder)
+            raise
         (folder / "_tmp").rmdir()
 
 
@@ -140,15 +166,18 @@ def _unfinished(
 
 
 def _download_shards(
-    shards: list[tuple[Shard, int]], log: Path, pool: Executor, advance: Callable[[int], None]
+    shards: list[tuple[Shard, int]], watch: Watch, log: Path, pool: Executor, advance: Callable[[int], None]
 ) -> None:
+    """watch: of the whole attempt. Raises UserError when it stops, or a shard fails."""
     running = {}
     try:
         for shard, rows in shards:
             running[pool.submit(_download_shard, shard)] = rows
         for future in as_completed(running):
-            future.result()
+            watch.add(future.result())
             advance(running[future])
+            if watch.stopped:
+                raise UserError(f"{log.parent} was stopped: {watch.stopped} Nothing of it counts as done; log: {log}")
     except BaseException as error:
         # The caller holds the item's lock: nobody may write into its folder any more when that is given up.
         pool.shutdown(wait=True, cancel_futures=True)
@@ -160,12 +189,13 @@ def _download_shards(
         ) from error
 
 
-def _download_shard(shard: Shard) -> None:
-    """Runs in a worker process, whose output goes to the item's log."""
+def _download_shard(shard: Shard) -> dict[str, int]:
+    """Runs in a worker process, whose output goes to the item's log; returns how many rows ended how."""
     log = os.open(shard.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    sys.stdout = sys.stderr = _Output()
     watch = Watch(shard.expected_yield)
     finished = run_img2dataset(shard, watch)
     what = f"shard {shard.number} in {shard.folder}"
@@ -180,6 +210,16 @@ def _download_shard(shard: Shard) -> None:
             f"img2dataset failed on {what}: see the end of {shard.folder / LOG}. Finished shards are kept: run the "
             "same command again."
         )
+    return watch.counts
+
+
+class _Output(io.TextIOBase):
+    """A process's output. What a full disk has no room for is left out: img2dataset hangs where it cannot print."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            os.write(1, text.encode(errors="replace"))
+        return len(text)
 
 
 def run_img2dataset(shard: Shard, watch: Watch | None) -> bool:

@@ -84,6 +84,12 @@ def remove_unfinished(folder: Path, shards: int) -> list[int]:
     return sorted(set(range(shards)) - set(finished))
 
 
+def forget_shards(folder: Path) -> None:
+    """Take back that shards are finished: the next run makes them again."""
+    for stats in folder.glob("*_stats.json"):
+        stats.unlink()
+
+
 def claim(folder: Path, plan_fingerprint: str) -> None:
     """Tie a folder to its plan before the first download; raises UserError when it belongs to another."""
     claimed = folder / "input.json"
@@ -149,15 +155,14 @@ def write_done(corpus: Corpus, plan: Plan, item: int, expected_yield: float) -> 
     for attempt in range(attempts):
         folder = corpus.download(item, attempt)
         for shard in range(math.ceil(attempt_rows(corpus, plan, item, attempt).num_rows / plan.samples_per_shard)):
-            causes |= {uid: cause for uid, cause in _causes(folder, shard) if causes.get(uid) != OK}
+            causes |= {uid: cause for uid, cause in read_causes(folder, shard) if causes.get(uid) != OK}
             tar, _, stats = shard_files(folder, shard)
             size, digest = tar.stat().st_size, sha256_file(tar)
             facts = {"samples": read_json(stats)["successes"], "bytes": size, "sha256": digest}
             tars.append({"attempt": attempt, "name": tar.name, **facts})
     outcomes = tally(causes.values(), [LOST] * (rows - len(causes)))
     if attempts == 1 and (diagnosis := too_few(outcomes, expected_yield)):
-        for shard in range(len(tars)):
-            shard_files(corpus.download(item), shard)[2].unlink()
+        forget_shards(corpus.download(item))
         log = corpus.download(item) / LOG
         raise UserError(f"work item {item} failed as a whole: {diagnosis} Nothing is marked done; log: {log}")
     done = Done(item, plan.fingerprint, rows, outcomes, attempts, tars)
@@ -165,6 +170,7 @@ def write_done(corpus: Corpus, plan: Plan, item: int, expected_yield: float) -> 
     return done
 
 
-def _causes(folder: Path, shard: int) -> Iterator[tuple[str, str]]:
+def read_causes(folder: Path, shard: int) -> Iterator[tuple[str, str]]:
+    """(uid, outcome) of each of a shard's rows, as img2dataset saw them."""
     for row in read_records(folder, shard).to_pylist():
         yield row["uid"], classify(row["status"], row["error_message"])

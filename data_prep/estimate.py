@@ -128,9 +128,9 @@ def _sample(files: Sequence[MetadataFile], screen: Screen) -> tuple[int, dict[st
         if batch is None:
             continue
         screened = screen(batch.rows)
-        read += batch.rows.num_rows + batch.malformed
+        read += batch.rows.num_rows + len(batch.malformed)
         dropped.update(screened.dropped())
-        dropped["malformed"] += batch.malformed
+        dropped["malformed"] += len(batch.malformed)
         found = pc.struct_field(pc.extract_regex(screened.rows["url"], _HOST), "host")
         hosts.update(pc.utf8_lower(found).to_pylist())
     return read, tally(+dropped), hosts

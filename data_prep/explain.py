@@ -21,6 +21,7 @@ from pipeline.errors import UserError
 MOST = 20  # rows explained at once, and rows like a dropped one that are named
 
 _BECAUSE = {
+    "malformed": "its line has too many or too few columns",
     "no_url": "the URL is empty",
     "no_caption": "the caption is empty",
     "long_url": "the URL has more bytes than screen.max_url_bytes, {screen.max_url_bytes:,}",
@@ -40,9 +41,9 @@ _BECAUSE = {
 
 @dataclass(frozen=True)
 class Explained:
-    """One row. number: over all files in order, from 0. fate: `kept`, `planned` or the reason why it was dropped.
+    """One row. number: over all files in order, from 0, malformed lines among them.
 
-    values: what was read of it. because: the fate in words.
+    fate: `kept`, `planned` or the reason why it was dropped. values: what was read of it. because: the fate in words.
     """
 
     number: int
@@ -103,20 +104,25 @@ def _rows(files: list[MetadataFile], screen: Screen, test: Test | None, number: 
         if test is None and file.format == "Parquet" and number >= start + file.rows:
             start += file.rows
             continue
+        stop = start
         for batch in file.batches():
-            rows, stop = batch.rows, start + batch.rows.num_rows
-            if test is not None or start <= number < stop:
-                screened = screen(rows)
-                hit = np.arange(start, stop) == number if test is None else test(rows, screened)
-                positions = np.cumsum(screened.reasons == 0) - 1
-                for row in np.flatnonzero(hit):
-                    code = screened.reasons[row]
-                    kept = {} if code else screened.rows.slice(positions[row], 1).to_pylist()[0]
-                    reason = REASONS[code - 1] if code else None
-                    yield _Found(start + int(row), str(file.path), rows.slice(row, 1).to_pylist()[0], reason, kept)
-            start = stop
-            if test is None and start > number:
+            stop = start + batch.stop
+            if test is None and not start + batch.first <= number < stop:
+                continue
+            rows, numbers, screened = batch.rows, start + batch.numbers, screen(batch.rows)
+            hit = numbers == number if test is None else test(rows, screened)
+            positions = np.cumsum(screened.reasons == 0) - 1
+            for row in np.flatnonzero(hit):
+                code = screened.reasons[row]
+                kept = {} if code else screened.rows.slice(positions[row], 1).to_pylist()[0]
+                reason = REASONS[code - 1] if code else None
+                values = rows.slice(row, 1).to_pylist()[0]
+                yield _Found(int(numbers[row]), str(file.path), values, reason, kept)
+            if test is None:
+                if not hit.any():
+                    yield _Found(number, str(file.path), {}, "malformed", {})
                 return
+        start = stop
 
 
 def _explained(

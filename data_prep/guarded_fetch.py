@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import io
 import time
 import urllib.request
 import zlib
@@ -20,7 +21,7 @@ from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead, InvalidURL
 from importlib.metadata import version
 from string import punctuation
-from tempfile import SpooledTemporaryFile
+from tempfile import TemporaryFile
 from typing import IO, Any
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
@@ -226,15 +227,24 @@ def _unpacked(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _stored(pieces: Iterable[bytes], limit: int) -> IO[bytes]:
     """What came, in memory or on disk; raises OSError for more than `limit` bytes."""
-    stream = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - img2dataset closes it
+    stream: IO[bytes] = io.BytesIO()
     size = 0
     try:
         for piece in pieces:
             size += len(piece)
             if size > limit:
                 raise OSError(f"body is larger than {limit:,} bytes")
+            if size > SPOOL_BYTES and isinstance(stream, io.BytesIO):
+                stream = _on_disk(stream)
             stream.write(piece)
     except BaseException:
         stream.close()
         raise
     return stream
+
+
+def _on_disk(stream: io.BytesIO) -> IO[bytes]:
+    file = TemporaryFile()  # noqa: SIM115 - img2dataset closes it
+    with stream:
+        file.write(stream.getbuffer())
+    return file

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files import fsync_folder, read_json, sha256_file, write_json
 from pipeline.hub import HubFile, fetch, list_files
 from pipeline.locks import exclusive
-from pipeline.storage import download, matching
+from pipeline.storage import download, is_url, matching
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class Wanted:
     def target(self) -> Path:
         return self.folder / self.path
 
+    def name_in(self, corpus: Corpus) -> str:
+        return str(self.target.relative_to(corpus.folder))
+
 
 def fetch_metadata(corpus: Corpus, *, dry_run: bool = False, report: Report = silent) -> dict[str, Any]:
     """Fetch what is missing; returns {fetched, already_there, missing: files; bytes, commits, by_hand}.
@@ -53,7 +56,7 @@ def fetch_metadata(corpus: Corpus, *, dry_run: bool = False, report: Report = si
     the hub says it is.
     """
     definition = corpus.definition
-    if not definition.hub and not definition.urls:
+    if not definition.hub and not definition.urls_to_copy:
         raise UserError(
             f"{definition.name} names no place to fetch its metadata from. "
             + (f"It is made by hand:\n{definition.by_hand}" if definition.by_hand else "Put it there yourself.")
@@ -65,16 +68,25 @@ def fetch_metadata(corpus: Corpus, *, dry_run: bool = False, report: Report = si
         return _result(definition, wanted, 0, there, record)
     with exclusive(corpus.lock("metadata"), f"the metadata of {corpus.folder}"):
         wanted = _wanted(corpus, record)
-        write_json(corpus.folder / "metadata.json", record)  # the commits, before the first byte
+        record["wanted"] = [file.name_in(corpus) for file in wanted]
+        write_json(corpus.folder / "metadata.json", record)  # the commits and names, before the first byte
         fetched = 0
         for number, file in enumerate(wanted):
             if not _is_there(corpus, file, record):
-                name = str(file.target.relative_to(corpus.folder))
-                record["files"][name] = {"sha256": _fetch(definition, file), "size": file.target.stat().st_size}
+                digest = _fetch(definition, file)
+                record["files"][file.name_in(corpus)] = {"sha256": digest, "size": file.target.stat().st_size}
                 write_json(corpus.folder / "metadata.json", record)
                 fetched += 1
             report(number + 1, len(wanted))
         return _result(definition, wanted, fetched, len(wanted), record)
+
+
+def copy_metadata(corpus: Corpus, report: Report = silent) -> None:
+    """Copy what the definition's `metadata` names by URL, unless all of it is here. Raises UserError."""
+    if any(map(is_url, corpus.definition.metadata_patterns)):
+        record = _recorded(corpus)
+        if "wanted" not in record or set(record["wanted"]) - record["files"].keys():
+            fetch_metadata(corpus, report=report)
 
 
 def _recorded(corpus: Corpus) -> dict[str, Any]:
@@ -99,10 +111,12 @@ def _result(
 
 def _wanted(corpus: Corpus, record: dict[str, Any]) -> list[Wanted]:
     files = [file for part in corpus.definition.hub for file in _of_hub(corpus, part, record)]
-    for pattern in corpus.definition.urls:
+    for pattern in corpus.definition.urls_to_copy:
         found = matching(pattern)
         if not found:
-            raise UserError(f"nothing is at {pattern}: mend `urls` in the definition of {corpus.definition.name}")
+            raise UserError(
+                f"nothing is at {pattern}: mend `urls` or `metadata` in the definition of {corpus.definition.name}"
+            )
         files += [Wanted(url, corpus.folder / "metadata") for url in found]
     target, times = Counter(file.target for file in files).most_common(1)[0]
     if times > 1:
@@ -127,7 +141,7 @@ def _advice(definition: CorpusDefinition) -> str:
 
 def _is_there(corpus: Corpus, file: Wanted, record: dict[str, Any]) -> bool:
     """Whether the file was fetched, and has the size that it had then (planning reads every byte)."""
-    recorded = record["files"].get(str(file.target.relative_to(corpus.folder)))
+    recorded = record["files"].get(file.name_in(corpus))
     return recorded is not None and file.target.is_file() and file.target.stat().st_size == recorded["size"]
 
 

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from data_prep.corpus import Corpus, Fetch
 from data_prep.downloaded import read_done
 from data_prep.plan import Plan, read_item, read_plan
+from data_prep.speed import measure_speed
+from data_prep.watch import UNSTATED_YIELD
 from pipeline.errors import UserError
 from pipeline.files import free_bytes
 
@@ -47,14 +49,31 @@ def preflight(corpus: Corpus, plan: Plan, items: Sequence[int], fetch: Fetch) ->
     }
 
 
-def look(corpus: Corpus, fetch: Fetch, items: Sequence[int] | None = None) -> dict[str, int]:
-    """What a download would do, and the findings of `preflight`: {items, rows, ...}; writes nothing."""
+def look(
+    corpus: Corpus, fetch: Fetch, items: Sequence[int] | None = None, expected_yield: float = UNSTATED_YIELD
+) -> dict[str, float]:
+    """What a download would do, the findings of `preflight`, and how fast some URLs come; writes nothing.
+
+    {items_done, items, rows, ..., images_per_second, megabytes_per_second, hours}. Raises UserError as `preflight` and
+    `measure_speed` do.
+    """
     plan = read_plan(corpus)
     chosen = plan.select(items)
     to_do = [item for item in chosen if read_done(corpus, item, plan.fingerprint) is None]
     rows = {"items_done": len(chosen) - len(to_do), "items": len(to_do)}
     rows["rows"] = sum(plan.items[item]["rows"] for item in to_do)
-    return {**rows, **(preflight(corpus, plan, to_do, fetch) if to_do else {})}
+    if not rows["rows"]:
+        return {**rows}
+    facts = preflight(corpus, plan, to_do, fetch)
+    first = next(item for item in to_do if plan.items[item]["rows"])
+    urls = read_item(corpus, plan, first)["url"].to_pylist()
+    speed = measure_speed(urls, fetch, plan.images, expected_yield)
+    measured = {
+        "images_per_second": round(speed.images_per_second, 2),
+        "megabytes_per_second": round(speed.megabytes_per_second, 3),
+        "hours": round(speed.hours(rows["rows"], fetch.processes), 2),
+    }
+    return {**rows, **facts, **measured}
 
 
 def _enough_open_files(threads: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from data_prep.downloaded import read_done
 from data_prep.manifest import read_manifest, summarise, write_manifest
 from data_prep.outcomes import OK, tally
 from data_prep.plan import Plan, read_plan
+from data_prep.progress import Report, silent
 from data_prep.rows import work_item
 from data_prep.verify import Verified, read_verified, shard_problem
 from pipeline.errors import UserError
@@ -19,17 +21,21 @@ from pipeline.files import read_json
 from pipeline.locks import exclusive
 
 
-def publish(corpus: Corpus) -> tuple[dict[str, Any], bool]:
+def publish(corpus: Corpus, report: Report = silent, *, dry_run: bool = False) -> tuple[dict[str, Any], bool]:
     """Write `manifest.parquet` and `manifest.json`; returns the latter's content and whether it changed.
 
+    report: called with (work items checked, work items). dry_run: check everything, write nothing.
     Raises UserError that names the items which are not verified, a shard that is not as verified, or a corpus
     of which no sample is left.
     """
     plan = read_plan(corpus)
-    with exclusive(corpus.lock("manifest"), f"the manifest of {corpus.folder}"):
+    with ExitStack() as stack:
+        if not dry_run:
+            stack.enter_context(exclusive(corpus.lock("manifest"), f"the manifest of {corpus.folder}"))
         records = _all_verified(corpus, plan)
-        for record in records:
+        for number, record in enumerate(records, start=1):
             _check_accounting(corpus, plan, record)
+            report(number, len(records))
         rows = [row for record in records for row in record.shards]
         rows.sort(key=lambda row: row["attempt"])  # a retry adds samples after those that are there
         if not rows:
@@ -37,8 +43,9 @@ def publish(corpus: Corpus) -> tuple[dict[str, Any], bool]:
         totals = _totals(corpus, plan, records)
         if _is_published(corpus, rows, totals):
             return read_json(corpus.folder / "manifest.json"), False
-        write_manifest(corpus.folder, rows, totals)
-        return read_json(corpus.folder / "manifest.json"), True
+        if not dry_run:
+            write_manifest(corpus.folder, rows, totals)
+        return summarise(rows, totals), True
 
 
 def _all_verified(corpus: Corpus, plan: Plan) -> list[Verified]:

@@ -29,6 +29,7 @@ _URL = r"^\s*https?://"
 _UID = r"^[0-9a-fA-F]{32}$"
 _CAPTION_NAMES = ("caption", "text", "alt_text", "alttext", "alt", "title", "description", "prompt")
 _NUMBERS = ("int64", "int32", "double", "float", "halffloat")
+_SEPARATORS = (";", "\t", "|", ",")
 _LENGTHS = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
@@ -74,6 +75,8 @@ def sniff(files: Sequence[Path], *, url: str | None = None, caption: str | None 
     when no column holds URLs or captions.
     """
     opened = [MetadataFile(path, {}) for path in files]
+    for file in opened:
+        _check_columns(file)
     for file in opened[1:]:
         if (file.format, file.columns) != (opened[0].format, opened[0].columns):
             headless = any(re.match(_URL, name) for name in file.columns)
@@ -86,8 +89,7 @@ def sniff(files: Sequence[Path], *, url: str | None = None, caption: str | None 
     if header:
         opened = [MetadataFile(path, {}, tuple(header)) for path in files]
     chosen = [opened[int(n)] for n in np.unique(np.linspace(0, len(opened) - 1, SAMPLED_FILES).round())]
-    table = pa.concat_tables([file.sample(SAMPLED_ROWS) for file in chosen], promote_options="permissive")
-    return _preview(opened, table, url, caption), header
+    return _preview(opened, _joined(chosen), url, caption), header
 
 
 def definition_yaml(
@@ -134,6 +136,41 @@ def write_definition(path: Path, content: str) -> bool:
     with atomic_open(path, "w") as stream:
         stream.write(content)
     return True
+
+
+def _check_columns(file: MetadataFile) -> None:
+    """Raises UserError for columns that cannot be told apart."""
+    if any(re.match(_URL, name) for name in file.columns):
+        return  # no header line
+    other = next((mark for mark in _SEPARATORS if mark in file.columns[0]), None) if len(file.columns) == 1 else None
+    if other is not None:
+        way = "call it .tsv" if other == "\t" else "write it with those, or with tabs as .tsv"
+        wanted = "tabs" if file.format == "TSV" else "commas"
+        raise UserError(
+            f"{file.path}: its columns are separated by {other!r}, a {file.format} file's by {wanted}: {way}"
+        )
+    if several := [name for name, times in Counter(file.columns).items() if times > 1]:
+        raise UserError(
+            f"{file.path} has several columns called {several[0]!r}: rename them; or, where they are not wanted, write "
+            "the definition by hand (docs/corpora.md)"
+        )
+
+
+def _joined(files: Sequence[MetadataFile]) -> pa.Table:
+    """Samples of all files. A column of types that have nothing in common is shown as text."""
+    tables = [file.sample(SAMPLED_ROWS) for file in files]
+    for name in tables[0].column_names:
+        schemas = [table.select([name]).schema for table in tables if name in table.column_names]
+        try:
+            pa.unify_schemas(schemas, promote_options="permissive")
+        except pa.ArrowTypeError:
+            text = pa.field(name, pa.string())
+            tables = [table.set_column(table.column_names.index(name), text, _shown(table[name])) for table in tables]
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _shown(column: pa.ChunkedArray) -> pa.Array:
+    return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
 
 
 def _header(file: MetadataFile) -> list[str]:

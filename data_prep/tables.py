@@ -5,15 +5,18 @@ Parquet is read by row group; CSV, TSV (tab-separated, without quotes) and JSON 
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -42,10 +45,25 @@ _BAD_DATA = (pa.ArrowException, OSError, ValueError)
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of a file. rows: the wanted columns, in their kinds. malformed: lines among them that are no rows."""
+    """Some rows of a file. rows: the wanted columns, in their kinds.
+
+    first: how many rows of the file come before. malformed: the numbers of lines among these that are no rows, int64;
+    numbers count from 0, malformed lines too, the header and empty lines not.
+    """
 
     rows: pa.RecordBatch
-    malformed: int = 0
+    first: int
+    malformed: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def stop(self) -> int:
+        """The number of the row that comes next."""
+        return self.first + self.rows.num_rows + len(self.malformed)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Of each row, int64 [rows]."""
+        return np.setdiff1d(np.arange(self.first, self.stop), self.malformed, assume_unique=True)
 
 
 class MetadataFile:
@@ -71,6 +89,10 @@ class MetadataFile:
                 f"{path} has no column {missing[0]!r}: it has {', '.join(present) or 'none'}. "
                 "Say in the corpus definition what the columns are called."
             )
+        if several := [name for name in wanted if present.count(name) > 1]:
+            raise UserError(
+                f"{path} has {present.count(several[0])} columns {several[0]!r}: rename all but one of them"
+            )
 
     @cached_property
     def rows(self) -> int:
@@ -90,12 +112,12 @@ class MetadataFile:
         if self.format == "Parquet":
             yield from self._parquet(range(self.pieces) if pieces is None else pieces)
         elif pieces is None or 0 in pieces:
-            read, where = 0, ""
+            read = 0
             try:
                 for batch in self._delimited() if self.format != "JSON lines" else self._json():
                     where = f" (after its first {read:,} rows)"
-                    yield Batch(self._conformed(batch.rows, where), batch.malformed)
-                    read += batch.rows.num_rows
+                    yield Batch(self._conformed(batch.rows, where), batch.first, batch.malformed)
+                    read = batch.stop
             except _BAD_DATA as error:
                 raise UserError(f"{self.path} cannot be read after its first {read:,} rows: {error}") from error
 
@@ -107,8 +129,9 @@ class MetadataFile:
                     batches = list(itertools.islice(file.iter_batches(most), 1))
                     return pa.Table.from_batches(batches, file.schema_arrow)
             if self.format == "JSON lines":
-                with pa.json.open_json(str(self.path), pa.json.ReadOptions(block_size=_BLOCK_BYTES)) as reader:
-                    return pa.Table.from_batches(list(itertools.islice(reader, 1)), reader.schema).slice(0, most)
+                with pa.json.open_json(_utf8(self.path), pa.json.ReadOptions(block_size=_BLOCK_BYTES)) as reader:
+                    found = pa.Table.from_batches(list(itertools.islice(reader, 1)), reader.schema).slice(0, most)
+                    return found.select([name for name in found.column_names if name in self.columns])
             with self._open_delimited({}, lambda _: "skip") as reader:
                 return pa.Table.from_batches(list(itertools.islice(reader, 1)), reader.schema).slice(0, most)
         except _BAD_DATA as error:
@@ -120,50 +143,58 @@ class MetadataFile:
                 self.pieces, self._parquet_rows = file.metadata.num_row_groups, file.metadata.num_rows
                 return list(file.schema_arrow.names)
         if self.format == "JSON lines":
-            with pa.input_stream(str(self.path)) as stream:
-                lines = io.BytesIO(stream.read(_START_BYTES)).readlines()
-            return list(
-                dict.fromkeys(key for line in lines[:_FIRST_LINES] if line[-1:] == b"\n" for key in json.loads(line))
-            )
+            with _utf8(self.path) as stream:
+                start = stream.read(_START_BYTES)
+            lines = io.BytesIO(start).readlines()
+            if len(start) == _START_BYTES and len(lines) > 1:
+                del lines[-1]  # cut off
+            return list(dict.fromkeys(key for line in lines[:_FIRST_LINES] if line.strip() for key in _keys(line)))
         with self._open_delimited({}, lambda _: "skip") as reader:
             return list(reader.schema.names)
 
     def _parquet(self, groups: Sequence[int]) -> Iterator[Batch]:
         with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
             for group in groups:
-                where = f" (row group {group} of {file.metadata.num_row_groups})"
+                first, where = sum(sizes[:group]), f" (row group {group} of {len(sizes)})"
                 try:
                     for rows in file.iter_batches(
                         _batch_rows(file, group), row_groups=[group], columns=list(self.wanted)
                     ):
-                        yield Batch(self._conformed(rows, where))
+                        yield Batch(self._conformed(rows, where), first)
+                        first += rows.num_rows
                 except _BAD_DATA as error:
                     raise UserError(
-                        f"{self.path} is damaged in row group {group} of {file.metadata.num_row_groups}, "
-                        f"{file.metadata.row_group(group).num_rows:,} rows: {error}. Fetch the file again."
+                        f"{self.path} is damaged in row group {group} of {len(sizes)}, {sizes[group]:,} rows: "
+                        f"{error}. Fetch the file again."
                     ) from error
 
     def _delimited(self) -> Iterator[Batch]:
-        malformed = 0
+        first, found = 0, array("q")  # numbers of malformed lines not yet reached: the reader is a block ahead
 
-        def skip(_: pa.csv.InvalidRow) -> str:
-            nonlocal malformed
-            malformed += 1
+        def skip(line: pa.csv.InvalidRow) -> str:
+            found.append(line.number - (1 if self._header else 2))  # lines count from 1, the header among them
             return "skip"
 
         with self._open_delimited(dict.fromkeys(self.wanted, pa.binary()), skip) as reader:
             for rows in reader:
-                yield Batch(rows.select(list(self.wanted)), malformed)
-                malformed = 0
-            if malformed:
-                yield Batch(rows.select(list(self.wanted)).slice(0, 0), malformed)
+                malformed = np.array(found, np.int64)
+                rows_before = malformed - first - np.arange(len(malformed))  # each of these lines, in this batch
+                reached = int(np.count_nonzero(rows_before <= rows.num_rows))
+                del found[:reached]
+                batch = Batch(rows.select(list(self.wanted)), first, malformed[:reached])
+                yield batch
+                first = batch.stop
+            if found:  # and no row after them
+                nothing = pa.RecordBatch.from_pylist([], reader.schema).select(list(self.wanted))
+                yield Batch(nothing, first, np.array(found, np.int64))
 
     def _open_delimited(
         self, types: dict[str, pa.DataType], skip: Callable[[pa.csv.InvalidRow], str]
     ) -> pa.csv.CSVStreamingReader:
         tabs = self.format == "TSV"
         return pa.csv.open_csv(
-            str(self.path),
+            _utf8(self.path),
             pa.csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=self._header or None, use_threads=False),
             pa.csv.ParseOptions(
                 delimiter="\t" if tabs else ",",
@@ -179,9 +210,11 @@ class MetadataFile:
     def _json(self) -> Iterator[Batch]:
         schema = pa.schema([(name, _TYPES[kind]) for name, kind in self.wanted.items()])
         parse = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-        with pa.json.open_json(str(self.path), pa.json.ReadOptions(block_size=_BLOCK_BYTES), parse) as reader:
+        with pa.json.open_json(_utf8(self.path), pa.json.ReadOptions(block_size=_BLOCK_BYTES), parse) as reader:
+            first = 0
             for rows in reader:
-                yield Batch(rows.select(list(self.wanted)))
+                yield Batch(rows.select(list(self.wanted)), first)
+                first += rows.num_rows
 
     def _conformed(self, rows: pa.RecordBatch, where: str) -> pa.RecordBatch:
         """Every column in the type of its kind: texts as strings, numbers as they are or float64."""
@@ -196,6 +229,26 @@ class MetadataFile:
                     "Every file has to hold the same there: mend the file, or leave the column out of the definition."
                 ) from error
         return pa.RecordBatch.from_arrays(columns, list(self.wanted))
+
+
+def _utf8(path: Path) -> pa.NativeFile:
+    """A file's text, unpacked, as UTF-8. UTF-16 is known by its mark; what is neither, as in many files from the web,
+    becomes U+FFFD."""
+    with pa.input_stream(str(path)) as stream:
+        marked = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    decoder = codecs.getincrementaldecoder("utf-16" if marked else "utf-8")("replace")
+    # Called with nothing at the end of the file.
+    return pa.lib.TransformInputStream(
+        pa.input_stream(str(path)), lambda piece: decoder.decode(piece, final=not piece).encode()
+    )
+
+
+def _keys(line: bytes) -> list[str]:
+    """The keys of one of a file's lines. Raises ValueError that shows it."""
+    try:
+        return list(json.loads(line).keys())
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{line[:100].decode(errors='replace').strip()!r} is no JSON object on one line") from error
 
 
 def _batch_rows(file: pq.ParquetFile, group: int) -> int:

@@ -91,19 +91,38 @@ def verify(
     Raises UserError for an item that is not downloaded, and when nothing is.
     """
     plan = read_plan(corpus)
-    downloaded = [item for item in plan.select(items) if read_done(corpus, item, plan.fingerprint)]
-    if absent := sorted(set(items or ()) - set(downloaded)):
-        raise UserError(
-            f"work item {absent[0]} is not downloaded: run `data-prep download {plan.corpus} --task {absent[0]}`"
-        )
-    if not downloaded:
-        raise UserError(f"nothing is downloaded at {corpus.folder}: run `data-prep download {plan.corpus}` first")
+    downloaded = list(_downloaded(corpus, plan, items))
     total, rows_done, verdicts = sum(plan.items[item]["rows"] for item in downloaded), 0, []
     for verdict in _verdicts(corpus, plan, downloaded, processes, again):
         verdicts.append(verdict)
         rows_done += plan.items[verdict.item]["rows"]
         report(rows_done, total)
     return sorted(verdicts, key=lambda verdict: verdict.item)
+
+
+def outlook(corpus: Corpus, items: Sequence[int] | None = None) -> dict[str, Any]:
+    """What `verify` would do, writing nothing: {to_verify: items, rows: of these, already_verified: items}.
+
+    Raises UserError as it does.
+    """
+    plan = read_plan(corpus)
+    records = {item: read_verified(corpus, done) for item, done in _downloaded(corpus, plan, items).items()}
+    to_do = [item for item, record in records.items() if not (record and _is_there(corpus, record))]
+    rows = sum(plan.items[item]["rows"] for item in to_do)
+    return {"to_verify": to_do, "rows": rows, "already_verified": sorted(records.keys() - set(to_do))}
+
+
+def _downloaded(corpus: Corpus, plan: Plan, items: Sequence[int] | None) -> dict[int, Done]:
+    """The downloaded ones of `items` (None: of all). Raises UserError when one that is asked for is not, or none is."""
+    found = ((item, read_done(corpus, item, plan.fingerprint)) for item in plan.select(items))
+    downloaded = {item: done for item, done in found if done}
+    if absent := sorted(set(items or ()) - downloaded.keys()):
+        raise UserError(
+            f"work item {absent[0]} is not downloaded: run `data-prep download {plan.corpus} --task {absent[0]}`"
+        )
+    if not downloaded:
+        raise UserError(f"nothing is downloaded at {corpus.folder}: run `data-prep download {plan.corpus}` first")
+    return downloaded
 
 
 def read_verified(corpus: Corpus, done: Done) -> Verified | None:
@@ -136,6 +155,10 @@ def shard_problem(corpus: Corpus, row: dict[str, Any]) -> str | None:
     return None
 
 
+def _is_there(corpus: Corpus, record: Verified) -> bool:
+    return not any(shard_problem(corpus, row) for row in record.shards)
+
+
 def _verdicts(corpus: Corpus, plan: Plan, items: list[int], processes: int, again: bool) -> Iterator[Verdict]:
     if min(processes, len(items)) == 1:
         yield from (_verify_item(corpus, plan, item, again) for item in items)
@@ -153,7 +176,7 @@ def _verify_item(corpus: Corpus, plan: Plan, item: int, again: bool) -> Verdict:
         record = read_verified(corpus, done)
         if record and again and (changed := _changed_shards(corpus, record)):
             return Verdict(item, None, True, _forget(corpus, item, changed), mended_by="verify")
-        if record and not any(shard_problem(corpus, row) for row in record.shards):
+        if record and _is_there(corpus, record):
             return Verdict(item, record, False, [])
         return _prove_item(corpus, plan, done)
 

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 
-from data_prep.outcomes import NO_ANSWER, OK, describe
+from data_prep.outcomes import NO_ANSWER, OK, describe, tally
 
 FIRST_ROWS = 1000
 NOT_ASKED = "not asked: the download was stopped"  # img2dataset records it for each row that was left; never an outcome
@@ -29,7 +29,8 @@ _ACCEPT = "If these URLs are really dead, accept it with --expected-yield 0."
 
 
 class Watch:
-    """Counts the rows of one shard as they end, in any thread, and says when to stop."""
+    """Counts rows as they end, in any thread, and says when to stop: those of a shard, one by one, where they are asked
+    for; those of a work item, shard by shard, in the process that hands these out."""
 
     def __init__(self, expected_yield: float) -> None:
         self._expected = expected_yield
@@ -37,6 +38,19 @@ class Watch:
         self._unanswered = 0  # rows in a row
         self._lock = threading.Lock()
         self.stopped: str | None = None  # why no more rows are asked for
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return tally(self._counts)
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Rows that ended elsewhere."""
+        with self._lock:
+            young = self._counts.total() < FIRST_ROWS
+            self._counts.update(counts)
+            old = self._counts.total() >= FIRST_ROWS
+            if young and old and (diagnosis := too_few(self._counts, self._expected)):
+                self.stop(diagnosis)
 
     def count(self, cause: str) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import UserError
+from pipeline.files import full_disk_named
 
 GRACE_SECONDS = 15  # forked children of a killed holder live on for up to 5 s
 
@@ -36,9 +37,10 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
                 f"{what} is in use by {holder}: two processes on it would tear each other's files. "
                 "Wait for it, or end it first."
             )
-        stream.truncate(0)
-        stream.write(_name(os.getpid()))
-        stream.flush()
+        with full_disk_named(path):
+            stream.truncate(0)
+            stream.write(_name(os.getpid()))
+            stream.flush()
         yield
 
 

@@ -11,8 +11,8 @@ from data_prep.progress import Report, silent
 from pipeline.files import atomic_open, write_json
 
 
-def build_report(corpus: Corpus, report: Report = silent) -> tuple[Path, dict[str, Any]]:
-    """Write the report; returns the page's path and the facts on it.
+def build_report(corpus: Corpus, report: Report = silent, *, dry_run: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Write the report, or with `dry_run` nothing; returns the page's path and the facts on it.
 
     What is not there yet (a corpus that is only planned, or one made out of others) is said to be missing.
     report: called with (shards looked into, shards to look into). Raises UserError for a corpus without plan and
@@ -23,8 +23,10 @@ def build_report(corpus: Corpus, report: Report = silent) -> tuple[Path, dict[st
     from data_prep.report.page import render
 
     facts = read_facts(corpus, report)
-    charts = draw(facts)
     folder = corpus.folder / "report"
+    if dry_run:
+        return folder / "index.html", asdict(facts)
+    charts = draw(facts)
     for chart in charts:
         with atomic_open(folder / f"{chart.key}.png") as stream:
             stream.write(chart.png)

@@ -1,4 +1,8 @@
-"""The script that a caption is written in: a coarse, certain answer where a language would be a guess."""
+"""The script that a caption is written in: a coarse, certain answer where a language would be a guess.
+
+Of 4,000 captions of a real list, nearly all English, py3langid 0.4.0 called 30 % something else (292 Nigerian Pidgin,
+99 Latin, 83 Central Bikol); at a probability of one half it decided on a quarter.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""kill -9, thirty times at seeded moments of download, verify, retry and manifest: the corpus ends as if nothing had
-happened, and no manifest that was there in between listed a torn shard.
+"""kill -9, forty times at seeded moments of download, verify, retry, manifest and subset: the two corpora end as if
+nothing had happened, and no manifest that was there in between listed a torn shard.
 
 pytest -m storm --numprocesses 0
 """
@@ -25,11 +25,17 @@ import yaml
 
 from data_prep.manifest import read_manifest
 from pipeline.errors import UserError
-from pipeline.files import sha256_file
+from pipeline.files import read_json, sha256_file
 from tests.hostile import encoded
 
-ROWS, TASKS, SAMPLES_PER_SHARD, KILLS = 240, 3, 20, 30
-LIFE_SECONDS = {"download": 8.0, "retry": 8.0, "verify": 5.0, "manifest": 2.0}  # of a command that is let be, about
+ROWS, TASKS, SAMPLES_PER_SHARD, KILLS = 240, 3, 20, 40
+LIFE_SECONDS = {
+    "download": 8.0,
+    "retry": 8.0,
+    "verify": 5.0,
+    "manifest": 2.0,
+    "subset": 4.0,
+}  # of a command that is let be, about
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -68,7 +74,8 @@ def web() -> Iterator[Web]:
 
 
 FIRST = (("download", "web", "--retries", "0"), ("verify", "web", "--processes", "2"), ("manifest", "web"))
-SECOND = (("retry", "web", "--causes", "5xx"), *FIRST[1:])
+SUBSET = ("subset", "web", "--where", "original_width > 120", "--out", "part", "--samples-per-shard", "3")
+SECOND = (("retry", "web", "--causes", "5xx"), *FIRST[1:], SUBSET)
 
 
 def plan(root: Path, web: Web) -> None:
@@ -99,9 +106,25 @@ def chain(root: Path, commands: tuple[tuple[str, ...], ...]) -> None:
         run(root, *arguments)
 
 
-def kill_once(draw: random.Random, root: Path, commands: tuple[tuple[str, ...], ...], hit: Counter[str]) -> None:
-    """Run the commands in order; one of them is killed, somewhere on its way."""
-    victim, share = draw.randrange(len(commands)), draw.random()
+def left_to_do(root: Path) -> Counter[str]:
+    """How much of its work each command has not recorded as done."""
+    folder = root / "web"
+    done = [read_json(path)["attempts"] for path in folder.glob("download/*/done.json")]
+    retried = len(list(folder.glob("download/*-1/rows.parquet")))
+    verified = [read_json(path)["attempts"] for path in folder.glob("verify/*.json")]
+    return Counter(
+        download=TASKS - len(done),
+        retry=TASKS - (done.count(2) if retried else 0),
+        verify=TASKS - sum(len(attempts) == max(done, default=0) for attempts in verified),
+        subset=1 - (root / "part/manifest.json").exists(),
+    )
+
+
+def kill_once(
+    draw: random.Random, root: Path, commands: tuple[tuple[str, ...], ...], victim: int, hit: Counter[str]
+) -> None:
+    """Run the commands in order; number `victim` is killed, somewhere on its way."""
+    share = draw.random()
     chain(root, commands[:victim])
     while True:
         share *= 0.8  # of its longest life: it may have less to do than that, and end before
@@ -121,20 +144,20 @@ def kill_once(draw: random.Random, root: Path, commands: tuple[tuple[str, ...], 
 
 
 def assert_whole(root: Path) -> None:
-    """Whatever manifest is there lists shards as they are."""
-    try:
-        rows = read_manifest(root / "web").table.to_pylist()
-    except UserError:
-        return
-    for row in rows:
-        path = root / "web" / row["path"]
-        assert sha256_file(path) == row["sha256"]
+    """Whatever manifests are there list shards as they are."""
+    for folder in (root / "web", root / "part"):
+        try:
+            rows = read_manifest(folder).table.to_pylist()
+        except UserError:
+            continue
+        for row in rows:
+            assert sha256_file(folder / row["path"]) == row["sha256"]
 
 
 def content(root: Path) -> dict[str, str]:
-    folder = root / "web"
-    names = [folder / "manifest.json", folder / "manifest.parquet", *sorted((folder / "shards").iterdir())]
-    return {str(path.relative_to(root)): sha256_file(path) for path in names}
+    """What is published, and every file among the shards."""
+    found = [path for pattern in ("*/manifest.*", "*/shards/*") for path in root.glob(pattern)]
+    return {str(path.relative_to(root)): sha256_file(path) for path in found}
 
 
 def uids(root: Path) -> dict[str, str]:
@@ -147,21 +170,25 @@ def uids(root: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.storm
 @pytest.mark.timeout(3600)
-def test_thirty_kills_change_nothing(web: Web, tmp_path: Path) -> None:
+def test_kills_change_nothing(web: Web, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     plan(whole, web)
     plan(killed, web)
-    draw, hit = random.Random(11), Counter[str]()
+    draw, hit, midway = random.Random(11), Counter[str](), Counter[str]()
     for mended, commands in ((False, FIRST), (True, SECOND)):
         web.mended = mended
         chain(whole, commands)
-        for _ in range(KILLS // 2):
-            kill_once(draw, killed, commands, hit)
+        # Command by command, so that there is something left to do for each when it is killed.
+        for victim in sorted(number % len(commands) for number in range(KILLS // 2)):
+            kill_once(draw, killed, commands, victim, hit)
             assert_whole(killed)
+            midway += Counter({commands[victim][0]: 1}) & left_to_do(killed)
         chain(killed, commands)
         assert content(killed) == content(whole)
         assert uids(killed) == uids(whole)
     assert hit.total() == KILLS
-    assert {"download", "verify", "retry", "manifest"} <= hit.keys(), hit
+    assert hit.keys() == LIFE_SECONDS.keys(), hit
+    assert midway.keys() == left_to_do(killed).keys(), midway  # of `manifest` a moment's work is hard to hit
+    print(f"killed {dict(hit)}, of these with work left to do {dict(midway)}")
     assert set(uids(whole).values()) == {"ok"}
     assert not list(killed.rglob("*.tmp"))

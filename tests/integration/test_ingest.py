@@ -320,6 +320,8 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path, web: Web) -> None
         assert "nothing done" in succeed(finished, *arguments)
     assert everything(finished) == before
     assert len(web.requests) == requests
+    dry = json.loads(succeed(finished, "verify", "web", "--dry-run", "--json"))
+    assert dry == {"to_verify": [], "rows": 0, "already_verified": list(range(TASKS))}
     status = json.loads(succeed(finished, "status", "web", "--json"))
     assert status["downloaded"] == status["verified"] == TASKS
     assert status["published"] == read_manifest(finished / "web").total_samples

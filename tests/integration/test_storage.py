@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -21,7 +22,9 @@ import boto3
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
+from data_prep.cli import main as prepare
 from data_prep.corpus import Corpus as PreparedCorpus
 from data_prep.corpus import CorpusDefinition
 from data_prep.derive import derive
@@ -223,6 +226,48 @@ def test_metadata_is_copied_from_s3(s3: str, noise_corpus: Path, tmp_path: Path)
     assert fetch_metadata(corpus)["fetched"] == 0
     (copied,) = corpus.metadata_files().values()
     assert copied.read_bytes() == (noise_corpus / "manifest.parquet").read_bytes()
+
+
+def test_lists_in_s3_are_planned(s3: str, tmp_path: Path) -> None:
+    client = boto3.client("s3")
+    for part in range(3):
+        lines = [f"http://h/{part}-{row},picture {row}" for row in range(4)]
+        client.put_object(Bucket="corpora", Key=f"lists/{part}.csv", Body="\n".join(["url,caption", *lines]).encode())
+    facts = "name: lists\ntitle: Lists\nlicence: none\nmetadata: s3://corpora/lists/*.csv\n"
+    (tmp_path / "lists.yaml").write_text(facts)
+
+    def plan(*arguments: str) -> Result:
+        return CliRunner().invoke(prepare, ["--root", str(tmp_path), "plan", "lists", *arguments])
+
+    assert "run `data-prep metadata lists`" in plan("--dry-run").output
+    assert not (tmp_path / "lists").exists()
+    assert "planned 12 of 12 rows" in plan().output
+    client.delete_object(Bucket="corpora", Key="lists/2.csv")  # the plan's copies are asked for no more
+    assert "already planned" in plan().output
+    assert "planned: it" in plan("--explain", "http://h/2-3").output
+    record = json.loads((tmp_path / "lists/metadata.json").read_text())
+    del record["files"]["metadata/1.csv"]  # as if killed before it was here
+    (tmp_path / "lists/metadata.json").write_text(json.dumps(record))
+    refused = plan("--dry-run")
+    assert refused.exit_code == 2
+    assert "1 of 3 files of metadata are not fetched yet, metadata/1.csv for one" in refused.output
+
+
+def test_a_corpus_made_of_others_may_go_to_s3(s3: str, tmp_path: Path) -> None:
+    def subset(*arguments: str) -> Any:
+        command = ["--root", str(tmp_path), "subset", s3, "--out", "s3://corpora/sub/first", "--json", *arguments]
+        result = CliRunner().invoke(prepare, [*command, "--where", "n < 40", "--samples-per-shard", "20"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    assert subset("--dry-run")["rows"] == 40
+    assert sizes("s3://corpora/sub") == {}
+    made = subset()
+    assert (made["new"], made["uploaded"], made["samples"]) == (True, 4, 40)
+    assert read_manifest("s3://corpora/sub/first").fingerprint == made["fingerprint"]
+    assert read_manifest(tmp_path / "first").fingerprint == made["fingerprint"]
+    again = subset()
+    assert (again["new"], again["uploaded"]) == (False, 0)
 
 
 def test_what_is_not_in_s3_is_named(s3: str) -> None:

@@ -67,7 +67,10 @@ def test_scripts(text, wanted):
 
 @pytest.mark.parametrize("stage", ["planned", "verified", "published"])
 def test_a_report_can_be_made_at_every_stage(tmp_path, stage):
-    page, facts = build_report(fabricate_corpus(tmp_path, stage))
+    corpus = fabricate_corpus(tmp_path, stage)
+    page, facts = build_report(corpus, dry_run=True)
+    assert not page.parent.exists()
+    assert build_report(corpus) == (page, facts)
     html = page.read_text()
     charts = {path.stem for path in page.parent.glob("*.png")}
     wanted = {"planned": set(), "verified": {"outcomes", "throughput"}}

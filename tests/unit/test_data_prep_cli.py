@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+import data_prep.cli_plan
 from data_prep.cli import main
 
 
@@ -106,6 +107,25 @@ def test_a_full_disk_names_the_file_and_leaves_no_half_of_it(
     assert not list(folder.rglob("*.tmp"))
     assert not (folder / "plan.json").exists()
     assert CliRunner().invoke(main, ["--root", str(tmp_path), "plan", "demo"]).exit_code == 0
+
+
+def test_work_items_that_are_large_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "demo/metadata").mkdir(parents=True)
+    table = {"uid": [f"{n:032x}" for n in range(9)], "url": [f"http://h/{n}" for n in range(9)], "caption": ["c"] * 9}
+    pq.write_table(pa.table(table), tmp_path / "demo/metadata/rows.parquet")
+    monkeypatch.setattr(data_prep.cli_plan, "LARGE_ITEM_ROWS", 3)
+    monkeypatch.setattr(data_prep.cli_plan, "VERIFY_BYTES_PER_ROW", 2**30)
+    plan = ["--root", str(tmp_path), "plan", "demo", "--dry-run"]
+    assert "up to 5 rows; `verify` takes about 5.0 GiB" in CliRunner().invoke(main, [*plan, "--tasks", "2"]).output
+    assert "note" not in CliRunner().invoke(main, [*plan, "--tasks", "3"]).output
+
+
+def test_corpora_are_made_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["--root", "s3://bucket/corpora", "plan", "demo"])
+    assert result.exit_code == 2
+    assert "not at s3:/bucket/corpora: `data-prep upload` copies a finished one" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_root_from_the_environment(tmp_path: Path) -> None:

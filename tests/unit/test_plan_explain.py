@@ -80,10 +80,27 @@ def test_a_row_is_found_by_number_uid_and_url(corpus: Corpus) -> None:
             explain(corpus, nothing)
 
 
+@pytest.mark.parametrize("header", [True, False])
+def test_lines_that_are_no_rows_have_their_number_too(tmp_path: Path, header: bool) -> None:
+    (tmp_path / "toy/metadata").mkdir(parents=True)
+    lines = [f"http://h/{n},c {n}" + ",more" * (n % 4 == 1) for n in range(12)]
+    for file, start in enumerate((0, 6)):
+        content = ["url,caption"] * header + lines[start : start + 6]
+        (tmp_path / f"toy/metadata/{file}.csv").write_text("\n".join(content))
+    facts = {"name": "toy", "title": "Toy", "licence": "x", "metadata": "metadata/*.csv"}
+    definition = CorpusDefinition(**facts, header=() if header else ("url", "caption"))
+    corpus = Corpus(tmp_path / "toy", definition)
+    for number in range(12):
+        found = explain(corpus, str(number))[0]
+        assert (found.number, found.file[-5:]) == (number, f"{number // 6}.csv")
+        assert found.fate == ("malformed" if number % 4 == 1 else "kept")
+        assert found.values.get("url") == (None if number % 4 == 1 else f"http://h/{number}")
+
+
 def test_every_reason_of_the_screening_is_put_into_words(corpus: Corpus) -> None:
     from data_prep.explain import _BECAUSE
 
-    assert list(_BECAUSE) == [reason for reason in REASONS if reason != "malformed" and "duplicate" not in reason]
+    assert list(_BECAUSE) == [reason for reason in REASONS if "duplicate" not in reason]
 
 
 def test_explain_on_the_command_line(corpus: Corpus) -> None:

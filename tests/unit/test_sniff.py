@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 
 from data_prep.cli import main
 from data_prep.corpus import open_corpus
-from data_prep.plan import make_plan
+from data_prep.plan import make_plan, read_item
 from data_prep.sniff import sniff
 from pipeline.errors import UserError
 
@@ -102,6 +103,21 @@ def test_the_definition_is_written_once_and_never_over_another(tmp_path):
     assert (tmp_path / "mine.yaml").read_text().endswith("# edited\n")
 
 
+def test_a_definition_that_was_edited_after_the_plan_is_noticed(tmp_path):
+    assert call(tmp_path, "new", "mine", write(tmp_path / "a.csv")).exit_code == 0
+    first = call(tmp_path, "plan", "mine", "--allow-private")
+    assert (first.exit_code, first.stderr) == (0, "")
+    assert call(tmp_path, "plan", "mine").stderr == "", "a flag of the command is no edit"
+    text = (tmp_path / "mine.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("caption: text", "caption: alt"))
+    again = call(tmp_path, "plan", "mine")
+    assert "already planned" in again.stdout
+    assert f"in force is {tmp_path / 'mine/corpus.yaml'}, not {tmp_path / 'mine.yaml'}, which says" in again.stderr
+    assert "'caption': 'alt'" in again.stderr
+    refused = call(tmp_path, "plan", tmp_path / "mine.yaml", "--allow-private")
+    assert "columns.caption: text -> alt" in refused.stderr
+
+
 def test_several_files_of_one_kind_make_one_corpus(tmp_path):
     files = [write(tmp_path / f"[{n}].parquet", rows=ROWS[n::2]) for n in range(2)]
     assert call(tmp_path, "new", "mine", *files, "--licence", "CC0: mine").exit_code == 0
@@ -126,6 +142,68 @@ def test_what_cannot_be_made_out_is_said(tmp_path, name, rows, message):
     file = write(tmp_path / name, header=False, rows=rows)
     with pytest.raises(UserError, match=message):
         sniff([file])
+
+
+LINES = b"url,caption\nhttps://a.example/1.jpg,one caf\xc3\xa9\nhttps://a.example/2.jpg,two caf\xc3\xa9s\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "captions"),
+    [
+        ("a.csv", LINES, ["one café", "two cafés"]),
+        ("a.csv", b"\xef\xbb\xbf" + LINES, ["one café", "two cafés"]),
+        ("a.csv.gz", gzip.compress(LINES), ["one café", "two cafés"]),
+        ("a.csv", LINES.decode().encode("utf-16"), ["one café", "two cafés"]),
+        ("a.csv", LINES.decode().encode("latin-1"), ["one caf\ufffd", "two caf\ufffds"]),
+        ("a.csv", LINES + b"https://a.example/3.jpg,caf\xe9,too many\n", ["one café", "two cafés"]),
+        ("a.jsonl", b'{"url": "https://a.example/1.jpg", "caption": "caf\xe9"}', ["caf\ufffd"]),  # and no last newline
+    ],
+)
+def test_text_of_any_encoding_is_seen_and_planned(tmp_path, name, content, captions):
+    (tmp_path / name).write_bytes(content)
+    made = call(tmp_path, "new", "mine", tmp_path / name)
+    assert made.exit_code == 0, made.output
+    corpus = open_corpus("mine", tmp_path)
+    plan, _ = make_plan(corpus, tasks=1, samples_per_shard=10)
+    assert sorted(read_item(corpus, plan, 0)["caption"].to_pylist()) == captions
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"url,caption,caption\nhttps://a.example/1.jpg,one,two\n", "several columns called 'caption'"),
+        ("a.csv", b"url;caption\nhttps://a.example/1.jpg;one, two\n", "separated by ';', a CSV file's by commas"),
+        ("a.csv", b"url\tcaption\nhttps://a.example/1.jpg\tone\n", r"separated by '\\t'.* call it \.tsv"),
+        ("a.csv", b"", "Empty CSV file"),
+        ("a.csv", b"url,caption\n", "has no rows"),
+        ("a.jsonl", b'{"url": "https://a.example/1.jpg"\n', "is no JSON object on one line"),
+        ("a.jsonl", b'["https://a.example/1.jpg"]\n', "is no JSON object on one line"),
+        (
+            "a.jsonl",
+            b'{"url": "https://a.example/1.jpg"}\n' * 1500 + b'{"caption": "late"}\n',
+            "no column holds captions",
+        ),
+    ],
+)
+def test_files_that_are_not_what_they_are_called(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        sniff([tmp_path / name])
+
+
+def test_a_column_of_several_types_is_shown_as_text_and_read_as_wanted(tmp_path):
+    row = {"url": "https://a.example/1.jpg", "caption": "one"}
+    files = [
+        write(tmp_path / f"{n}.parquet", rows=[{**row, "caption": f"{n}", "score": score}])
+        for n, score in enumerate((0.5, "0.25"))
+    ]
+    preview, _ = sniff(files)
+    assert [(column.type, column.example) for column in preview.columns][2] == ("string", "0.5")
+    assert call(tmp_path, "new", "mine", *files).exit_code == 0
+    with open(tmp_path / "mine.yaml", "a") as stream:
+        stream.write("where: score < 0.4\n")
+    plan, _ = make_plan(open_corpus("mine", tmp_path), tasks=1, samples_per_shard=10, dry_run=True)
+    assert (plan.rows_planned, plan.dropped) == (1, {"where": 1})
 
 
 def test_a_name_that_cannot_be_is_refused(tmp_path):

@@ -98,9 +98,26 @@ def test_lines_that_are_no_rows_are_counted(tmp_path: Path, monkeypatch: pytest.
     lines = ["url,caption"] + [f"http://h/{n},c {n}" if n % 3 else f"http://h/{n},c,{n}" for n in range(30)]
     path.write_text("\n".join(lines))
     batches = list(MetadataFile(path, {"url": "text", "caption": "text"}).batches())
-    assert sum(batch.malformed for batch in batches) == 10
+    assert [n for batch in batches for n in batch.malformed] == list(range(0, 30, 3))
+    assert [n for batch in batches for n in batch.numbers] == [n for n in range(30) if n % 3]
+    assert [batch.first for batch in batches] == [0, *(batch.stop for batch in batches[:-1])]
     urls = [url for batch in batches for url in batch.rows["url"].to_pylist()]
     assert urls == [f"http://h/{n}" for n in range(30) if n % 3]
+
+
+def test_a_file_of_nothing_else_is_counted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_prep.tables, "_BLOCK_BYTES", 64)
+    (tmp_path / "a.csv").write_text("url,caption\n" + "http://h/1,c,c\n" * 100)
+    batches = list(MetadataFile(tmp_path / "a.csv", {"url": "text"}).batches())
+    assert sum(batch.rows.num_rows for batch in batches) == 0
+    assert [n for batch in batches for n in batch.malformed] == list(range(100))
+
+
+def test_a_wanted_column_is_there_once(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("url,caption,url\nx,y,z\n")
+    with pytest.raises(UserError, match="has 2 columns 'url': rename all but one"):
+        MetadataFile(tmp_path / "a.csv", {"url": "text"})
+    assert read(MetadataFile(tmp_path / "a.csv", {"caption": "text"})) == [("y",)]
 
 
 def test_text_that_is_not_utf8_becomes_a_mark(tmp_path: Path) -> None:

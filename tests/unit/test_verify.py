@@ -373,6 +373,36 @@ def test_publishing_refuses_outcomes_that_do_not_add_up(toy: tuple[Corpus, Plan,
     assert not (corpus.folder / "manifest.json").exists()
 
 
+def test_a_dry_run_says_what_would_be_and_writes_nothing(tmp_path: Path) -> None:
+    corpus, plan = planned(tmp_path / "toy", tasks=2)
+    corpus.save_definition()
+
+    def call(command: str) -> dict[str, Any]:
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        result = CliRunner().invoke(main, ["--root", str(tmp_path), command, "toy", "--dry-run", "--json"])
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    sizes = [plan.items[item]["rows"] for item in range(2)]
+    for item in range(2):
+        downloaded(corpus, plan, item, entries(corpus, plan, item))
+    verify(corpus, [1])
+    assert call("verify") == {"to_verify": [0], "rows": sizes[0], "already_verified": [1]}
+    with pytest.raises(UserError, match="1 of 2 work items still to verify"):
+        publish(corpus, dry_run=True)
+    verify(corpus)
+    next(corpus.folder.glob("shards/00000-*.tar")).unlink()
+    assert call("verify")["to_verify"] == [0], "its shard is gone"
+    verify(corpus)
+    would = call("manifest")
+    seen: list[tuple[int, int]] = []
+    summary, new = publish(corpus, lambda done, total: seen.append((done, total)))
+    assert (would.pop("new"), would) == (new, summary)
+    assert seen == [(1, 2), (2, 2)]
+    assert call("manifest")["new"] is False
+
+
 def test_a_torn_manifest_is_published_again(toy: tuple[Corpus, Plan, list[Entry]]) -> None:
     corpus, plan, rows = toy
     downloaded(corpus, plan, 0, rows)
