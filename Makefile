@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 
 # Two workers with as many threads each as there are cores would stand in each other's way.
-test test-fast storm: export OMP_NUM_THREADS := 1
+test test-fast test-long: export OMP_NUM_THREADS := 1
 
 # Where this is set, every process would compile torch and the rest anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast storm lint bench lock clean
+.PHONY: setup demo test test-fast test-long lint bench lock clean
 
 setup: $(VENV)/.installed
 
@@ -27,14 +27,14 @@ demo: setup
 	$(BIN)/neuclip demo --workdir $(DEMO)
 
 test: setup lint
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not storm"
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not long"
 
-# What is killed tens of times and ends the same; twenty minutes of two cores.
-storm: setup
-	$(BIN)/pytest -m storm
+# What is killed tens of times and ends the same, every change of ranks and stages, the chain on real images.
+test-long: setup
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m long
 
 test-fast: setup lint
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not slow and not long"
 
 lint: setup
 	$(BIN)/ruff check .

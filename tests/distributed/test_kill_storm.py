@@ -1,6 +1,6 @@
 """kill -9, forty times at seeded moments, and three damaged checkpoints: the run ends as if nothing had happened.
 
-pytest -m storm --numprocesses 0
+pytest -m long tests/distributed/test_kill_storm.py
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.storm
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_forty_kills_change_nothing(noise_corpus: Path, tmp_path: Path) -> None:
     config = config_of(

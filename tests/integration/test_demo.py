@@ -123,6 +123,7 @@ def test_another_recipe_in_the_same_directory_is_refused(undisturbed: Path, port
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.long
 def test_only_what_depends_on_a_lost_file_is_made_again(undisturbed: Path, port: int, tmp_path: Path) -> None:
     workdir = tmp_path / "copy"
     shutil.copytree(undisturbed, workdir)
@@ -134,7 +135,7 @@ def test_only_what_depends_on_a_lost_file_is_made_again(undisturbed: Path, port:
     assert state(workdir) == state(undisturbed)
 
 
-@pytest.mark.storm
+@pytest.mark.long
 def test_killed_in_every_stage_it_ends_the_same(undisturbed: Path, port: int, tmp_path: Path) -> None:
     workdir = tmp_path / "killed"
     for stage in STAGES:

@@ -1,7 +1,7 @@
 """kill -9, forty times at seeded moments of download, verify, retry, manifest and subset: the two corpora end as if
 nothing had happened, and no manifest that was there in between listed a torn shard.
 
-pytest -m storm --numprocesses 0
+pytest -m long tests/integration/test_download_storm.py
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def uids(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.storm
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_kills_change_nothing(web: Web, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -16,7 +16,7 @@ import pytest
 DATA = Path(os.environ.get("NEUCLIP_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(
         not (DATA / "emoji_images.parquet").exists(),
