@@ -24,6 +24,7 @@ import torch
 
 from pipeline import collectives
 from pipeline.distributed import World
+from pipeline.health.last_resort import set_deadline
 
 STOP_FILE = "STOP"
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again to go on
@@ -89,7 +90,7 @@ def _listen(wakeups: int, within_seconds: float) -> None:
     first = _next_signal(wakeups, math.inf)
     assert first is not None
     # Should the loop be stuck in code that lets no other thread of Python run, this ends it, with exit status 1.
-    faulthandler.dump_traceback_later(1.1 * within_seconds, exit=True)
+    set_deadline("stop", 1.1 * within_seconds)
     second = _next_signal(wakeups, within_seconds)
     if second is None:
         name = signal.Signals(first).name

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import HealthConfig, RunConfig
+from pipeline.health import watchdog
 from pipeline.preemption import SIGNALS, StopRequest
 from pipeline.tracking.jsonl import JsonlTracker
 from pipeline.trainer import Trainer
@@ -74,7 +75,10 @@ def locked_with_the_gil(request: StopRequest) -> None:
 
 
 def hang(folder: Path, how: Callable[[StopRequest], None], within_seconds: float, *numbers: int) -> None:
+    """Watched meanwhile, as in a run, by one that waits longer and winds its own deadline up again and again."""
     os.dup2(os.open(folder / "stderr", os.O_CREAT | os.O_WRONLY), 2)
+    watchdog.LONGEST_PERIOD_SECONDS = 0.05
+    watched = watchdog.Watchdog(HealthConfig(hang_seconds=1000), folder, here())
     request = StopRequest(folder, here(), within_seconds)
 
     def send() -> None:
@@ -83,7 +87,8 @@ def hang(folder: Path, how: Callable[[StopRequest], None], within_seconds: float
             os.kill(os.getpid(), number)
 
     threading.Thread(target=send).start()
-    how(request)
+    with watched:
+        how(request)
 
 
 CASES = {
@@ -97,7 +102,7 @@ CASES = {
 def test_a_loop_that_hangs_is_ended(tmp_path: Path, case: str) -> None:
     how, within_seconds, numbers, status, said = CASES[case]
     with pytest.raises(RuntimeError, match=rf"exit code\): {{0: {status}}}"):
-        run_ranks(1, hang, tmp_path, how, within_seconds, *numbers)
+        run_ranks(1, hang, tmp_path, how, within_seconds, *numbers, timeout_seconds=60)
     stderr = (tmp_path / "stderr").read_text()
     assert said in stderr
     assert ("locked_" in stderr) == bool(said)  # where it hangs
