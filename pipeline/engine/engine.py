@@ -19,7 +19,7 @@ from pipeline.distributed import World
 from pipeline.engine.deepspeed_config import deepspeed_config, micro_batch_size
 from pipeline.engine.device_time import DeviceTime
 from pipeline.engine.loss_scaling import scale_losses
-from pipeline.engine.master_state import set_weights
+from pipeline.engine.master_state import clamp
 from pipeline.engine.micro_batches import MicroBatches, refuse_batch_norm
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer
 from pipeline.engine.parameter_norms import parameter_norms
@@ -29,6 +29,7 @@ from pipeline.engine.train_module import build_train_module
 from pipeline.engine.weight_average import WeightAverage
 from pipeline.models.two_tower import open_clip_config
 from pipeline.objectives import Features, ObjectiveOutput, build_objective
+from pipeline.transfer import Transfer
 
 # DeepSpeed would compile a shared-memory all-reduce for CPU inference when it starts: a minute, and a compiler, for
 # an operation that training never calls.
@@ -64,6 +65,7 @@ class TrainEngine:
         self.schedule = build_schedule(config.optimizer, total_steps, batch_size, dataset_size)
         self.step_number = 0
         self.encode_time = DeviceTime(world.device)
+        self._tau: Transfer | None = None  # for the next step's learning rate, sent after the last update
         torch.manual_seed(config.seed)  # the same fresh weights on every rank
         self.module = build_train_module(config)
         self.objective = build_objective(config.objective, config.objectives.get(config.objective, {}))
@@ -97,10 +99,11 @@ class TrainEngine:
         features = Features(encoded.image_features, encoded.text_features)
         output = self.objective(features, batch.sample_index, encoded.tau, encoded.logit_bias)
         tau = encoded.tau.detach()
-        rates = self._set_learning_rates(float(tau))
+        rates = self._set_learning_rates()
         tau_gradient = TauGradient(output.loss, encoded.tau)
         pieces.update(output.loss)
-        self._clamp_temperature()
+        clamp(self.module.towers.logit_scale, *self.module.logit_scale_bounds, self.world)
+        self._tau = self._send_tau()
         self.step_number += 1
         if self.average is not None:
             self.average.update(self.step_number)
@@ -149,16 +152,15 @@ class TrainEngine:
         """Of DeepSpeed, 0 to 3."""
         return self.deepspeed.zero_optimization_stage()
 
-    def _clamp_temperature(self) -> None:
-        """Keep tau within its bounds, in the parameter and in the fp32 master copy that ZeRO updates it from."""
+    def _send_tau(self) -> Transfer:
+        """tau as it is now, on its way to the host; collective under ZeRO-3."""
         parameter = self.module.towers.logit_scale
         with deepspeed.zero.GatheredParameters([parameter]):
-            bounded = self.module.clamped_logit_scale()
-            within = torch.equal(bounded, parameter)
-        if not within:
-            set_weights(parameter, bounded, self.world)
+            return Transfer({"tau": torch.exp(-parameter.detach())})
 
-    def _set_learning_rates(self, tau: float) -> dict[str, float]:
+    def _set_learning_rates(self) -> dict[str, float]:
+        self._tau = self._tau or self._send_tau()
+        tau = self._tau.values()["tau"]
         rate, of_tau = self.schedule.rate(self.step_number), temperature_rate(tau, self.config.temperature)
         for group in self.optimizer.param_groups:
             group["lr"] = of_tau if group["name"] == TEMPERATURE else rate * group["rate_factor"]

@@ -30,6 +30,25 @@ def set_weights(parameter: Any, value: Tensor, world: World) -> None:
 
 
 @torch.no_grad()
+def clamp(parameter: Any, lowest: float, highest: float, world: World) -> None:
+    """Bring a parameter and its fp32 copy into a range; without waiting for the device except under ZeRO-3.
+
+    There setting a weight is collective, and may fetch it from NVMe, so it is only set where it is outside.
+    """
+    if hasattr(parameter, "ds_tensor"):
+        with deepspeed.zero.GatheredParameters([parameter]):
+            bounded = parameter.clamp(lowest, highest)
+            within = torch.equal(bounded, parameter)
+        if not within:
+            set_weights(parameter, bounded, world)
+        return
+    parameter.data.clamp_(lowest, highest)
+    fragment = getattr(parameter, "_hp_mapping", None)  # on the rank that updates it
+    if fragment is not None:
+        fragment.get_hp_fragment().data.clamp_(lowest, highest)
+
+
+@torch.no_grad()
 def set_locked(parameter: Any, value: Tensor) -> None:
     """A parameter that is not trained. value: as `parameter`, the same on every rank."""
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):

@@ -24,19 +24,20 @@ from tests.distributed.test_training import config_of, digest, fit, here
 
 
 class SignalToAll(JsonlTracker):
-    """Sends a signal to the process group, data workers included, once a step is logged."""
+    """Sends a signal to the process group, data workers included, once the first step is logged."""
 
     def __init__(self, path: Path, start_step: int, number: signal.Signals) -> None:
         super().__init__(path, start_step)
-        self._number = number
+        self._step, self._number = start_step + 1, number
 
     def log(self, metrics: Any, step: int, samples_seen: int) -> None:
         super().log(metrics, step, samples_seen)
-        os.killpg(os.getpgrp(), self._number)
+        if step == self._step:
+            os.killpg(os.getpgrp(), self._number)
 
 
 def signalled_lives(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Each life ends after one step, by another signal; the last one goes on to the end."""
+    """Each life ends after two steps, by a signal after the first; the last one goes on to the end."""
     os.setpgid(0, 0)
     multiprocessing.set_start_method("fork", force=True)  # of data workers; this process comes from a fork server
     found = {}
@@ -48,10 +49,10 @@ def signalled_lives(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 
 def test_a_signal_to_the_process_group_stops_the_trainer_alone(noise_corpus: Path, tmp_path: Path) -> None:
-    config = config_of(noise_corpus, "train.log_every_steps=1", "loader.workers=2", "train.steps=5")
+    config = config_of(noise_corpus, "train.log_every_steps=1", "loader.workers=2", "train.steps=7")
     (found,) = run_ranks(1, signalled_lives, config, tmp_path / "signalled")
-    assert [found[number.name] for number in SIGNALS] == [("preempted", step) for step in (1, 2, 3)]
-    alone = config_of(noise_corpus, "train.log_every_steps=1", "train.steps=5")
+    assert [found[number.name] for number in SIGNALS] == [("preempted", step) for step in (2, 4, 6)]
+    alone = config_of(noise_corpus, "train.log_every_steps=1", "train.steps=7")
     (whole,) = run_ranks(1, fit, alone, tmp_path / "whole")
     assert found["end"]["order"] == whole["order"]
     assert digest(found["end"]["weights"]) == digest(whole["weights"])

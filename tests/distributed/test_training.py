@@ -70,7 +70,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 class StopAfter(JsonlTracker):
-    """Asks for a stop, the way a colleague does, once a step is logged."""
+    """Asks for a stop, the way a colleague does, once the step before `step` is logged: the answer takes one more."""
 
     def __init__(self, path: Path, start_step: int, step: int) -> None:
         super().__init__(path, start_step)
@@ -78,7 +78,7 @@ class StopAfter(JsonlTracker):
 
     def log(self, metrics: Any, step: int, samples_seen: int) -> None:
         super().log(metrics, step, samples_seen)
-        if step == self._step:
+        if step == self._step - 1:
             self._stop_file.touch()
 
 
@@ -206,7 +206,7 @@ def plain_loop(config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_grad_norm)
         optimizer.step()
-        module.towers.logit_scale.data.copy_(module.clamped_logit_scale())
+        module.towers.logit_scale.data.clamp_(*module.logit_scale_bounds)
     return weights(module)
 
 

@@ -38,7 +38,7 @@ LAYERS = [
     {"pipeline.objectives"},
     {"pipeline.models"},
     {"pipeline.collectives"},
-    {"pipeline.distributed"},
+    {"pipeline.distributed", "pipeline.transfer"},
 ]
 ONLY_IN = {
     "deepspeed": "pipeline/engine/",
