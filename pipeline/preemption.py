@@ -1,8 +1,8 @@
 """A request to stop: a signal, or a `STOP` file that a colleague without rights on the job can leave.
 
-The first signal is only noted; the trainer asks between steps, on all ranks at once, saves after the step that
-follows, and exits with EXIT_PREEMPTED. A second one ends the process at once, and so does a stop that takes too long: both also while the
-loop is stuck, for a thread of its own reads what the kernel delivers.
+The first signal is only noted; the trainer asks between steps, on all ranks at once, saves after one step more, and
+exits with EXIT_PREEMPTED. A second one ends the process at once, and so does a stop that takes too long: both also
+while the loop is stuck, for a thread of its own reads what the kernel delivers.
 """
 
 from __future__ import annotations

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-import deepspeed
 import torch
 from torch import Tensor
 
@@ -18,6 +14,7 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import World
 from pipeline.engine.deepspeed_config import deepspeed_config, micro_batch_size
 from pipeline.engine.device_time import DeviceTime
+from pipeline.engine.lean_deepspeed import deepspeed
 from pipeline.engine.loss_scaling import scale_losses
 from pipeline.engine.master_state import clamp
 from pipeline.engine.micro_batches import MicroBatches, refuse_batch_norm
@@ -30,12 +27,6 @@ from pipeline.engine.weight_average import WeightAverage
 from pipeline.models.two_tower import open_clip_config
 from pipeline.objectives import Features, ObjectiveOutput, build_objective
 from pipeline.transfer import Transfer
-
-# DeepSpeed would compile a shared-memory all-reduce for CPU inference when it starts: a minute, and a compiler, for
-# an operation that training never calls.
-_comm_backend: Any = import_module("deepspeed.comm.torch")
-_comm_backend.build_shm_op = lambda: None
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)

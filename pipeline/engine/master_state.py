@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import deepspeed
 import torch
 import torch.nn.functional as F
 from deepspeed.utils import (
@@ -16,6 +15,7 @@ from deepspeed.utils import (
 from torch import Tensor
 
 from pipeline.distributed import World
+from pipeline.engine.lean_deepspeed import deepspeed
 
 
 @torch.no_grad()
