@@ -20,6 +20,7 @@ from pipeline.engine.master_state import clamp
 from pipeline.engine.micro_batches import MicroBatches, refuse_batch_norm
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer
 from pipeline.engine.parameter_norms import parameter_norms
+from pipeline.engine.reduction import reduce_in_small_buckets
 from pipeline.engine.schedule import build_schedule, temperature_rate
 from pipeline.engine.tau_gradient import TauGradient
 from pipeline.engine.train_module import build_train_module
@@ -77,6 +78,8 @@ class TrainEngine:
             optimizer=optimizer,
             config=deepspeed_config(config, world.size),
         )
+        if self.zero_stage == 0:
+            reduce_in_small_buckets(self.deepspeed, world)
         if config.train.precision == "fp16":
             scale_losses(self.optimizer)
         decay = config.train.ema_decay
