@@ -94,12 +94,11 @@ def _announce(trainer: Trainer) -> None:
         return
     with atomic_open(trainer.folder / "recipe.yaml", "w") as stream:
         yaml.safe_dump(trainer.config.model_dump(mode="json"), stream, sort_keys=False)
-    parameters = sum(p.numel() for p in trainer.engine.module.parameters())
     log.info(
         "%s with %s: %.1f M parameters, %d samples, %d steps of %d on %d x %s%s",
         trainer.config.model.name,
         trainer.config.objective,
-        parameters / 1e6,
+        trainer.engine.parameter_count / 1e6,
         len(trainer.corpus),
         trainer.total_steps,
         trainer.config.train.global_batch_size,

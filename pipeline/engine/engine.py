@@ -20,11 +20,11 @@ from pipeline.engine.master_state import clamp
 from pipeline.engine.micro_batches import MicroBatches, refuse_batch_norm
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer
 from pipeline.engine.parameter_norms import parameter_norms
-from pipeline.engine.reduction import reduce_in_small_buckets
 from pipeline.engine.schedule import build_schedule, temperature_rate
 from pipeline.engine.tau_gradient import TauGradient
 from pipeline.engine.train_module import build_train_module
 from pipeline.engine.weight_average import WeightAverage
+from pipeline.engine.without_zero import reduce_in_small_buckets, tell_gradient_norm
 from pipeline.models.two_tower import open_clip_config
 from pipeline.objectives import Features, ObjectiveOutput, build_objective
 from pipeline.transfer import Transfer
@@ -80,6 +80,7 @@ class TrainEngine:
         )
         if self.zero_stage == 0:
             reduce_in_small_buckets(self.deepspeed, world)
+            tell_gradient_norm(self.deepspeed)
         if config.train.precision == "fp16":
             scale_losses(self.optimizer)
         decay = config.train.ema_decay
@@ -101,10 +102,11 @@ class TrainEngine:
         self.step_number += 1
         if self.average is not None:
             self.average.update(self.step_number)
+        gradient_norm = self.deepspeed.get_global_grad_norm()
         metrics = {
             "train/loss": output.loss.detach(),
             "train/tau": tau.squeeze(),
-            "train/grad_norm": self.deepspeed.get_global_grad_norm() or 0.0,
+            "train/grad_norm": 0.0 if gradient_norm is None else gradient_norm,
             "train/skipped_steps": float(not self.deepspeed.was_step_applied()),
             **rates,
             **output.metrics,
@@ -128,6 +130,11 @@ class TrainEngine:
     def parameter_groups(self) -> list[str]:
         """The optimizer's groups by name, those that have a parameter."""
         return list(self.groups)
+
+    @property
+    def parameter_count(self) -> int:
+        """Of the towers, as a whole."""
+        return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.module.parameters())
 
     def parameter_norms(self) -> dict[str, Tensor]:
         """The norm of each optimizer group's parameters, () fp64; collective."""
