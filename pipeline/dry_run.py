@@ -63,6 +63,8 @@ def _samples_per_epoch(config: RunConfig) -> tuple[int, str]:
     sizes = [read_manifest(source.manifest).total_samples for source in config.loader.sources]
     if sizes:
         return sum(sizes), "in the manifest" if len(sizes) == 1 else f"in {len(sizes)} manifests"
+    if config.corpus.expected_samples is None and config.corpus.fabricate == "scenes":
+        return config.corpus.scenes, "corpus.scenes; some are lost on their way through the web"
     if config.corpus.expected_samples is None:
         raise UserError(
             "nothing says how many samples the corpus has: give loader.manifest=FOLDER, or "

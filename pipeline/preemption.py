@@ -1,8 +1,8 @@
 """A request to stop: a signal, or a `STOP` file that a colleague without rights on the job can leave.
 
-The first signal is only noted; the trainer asks between steps, on all ranks at once, saves, and exits with
-EXIT_PREEMPTED. A second one ends the process at once, and so does a stop that takes too long: both also while the
-loop is stuck, for a thread of its own reads what the kernel delivers.
+The first signal is only noted; the trainer asks between steps, on all ranks at once, saves after one step more, and
+exits with EXIT_PREEMPTED. A second one ends the process at once, and so does a stop that takes too long: both also
+while the loop is stuck, for a thread of its own reads what the kernel delivers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import torch
 
 from pipeline import collectives
 from pipeline.distributed import World
+from pipeline.health.last_resort import set_deadline
+from pipeline.transfer import Transfer
 
 STOP_FILE = "STOP"
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again to go on
@@ -41,16 +43,21 @@ class StopRequest:
         self._file = run_dir / STOP_FILE
         self._world = world
         self._signal: int | None = None
+        self._answer: Transfer | None = None  # to what the last call of `agreed` asked
         listener = threading.Thread(target=_listen, args=(_wakeups(), within_seconds), name="signals", daemon=True)
         listener.start()
         for number in SIGNALS:
             signal.signal(number, self._note)
 
     def agreed(self) -> bool:
-        """Whether any rank was asked to stop; collective."""
+        """Whether any rank had been asked to stop when this was last called; collective.
+
+        The answer is read one call later, so that no step waits for the device.
+        """
         asked = self._signal is not None or (self._world.rank == 0 and self._file.exists())
-        flag = torch.tensor([float(asked)], device=self._world.device)
-        return bool(collectives.all_reduce(flag, "max").item())
+        before, flag = self._answer, torch.full((1,), float(asked), device=self._world.device)
+        self._answer = Transfer({"asked": collectives.all_reduce(flag, "max")})
+        return before is not None and before.values()["asked"] > 0
 
     @property
     def reason(self) -> str:
@@ -89,7 +96,7 @@ def _listen(wakeups: int, within_seconds: float) -> None:
     first = _next_signal(wakeups, math.inf)
     assert first is not None
     # Should the loop be stuck in code that lets no other thread of Python run, this ends it, with exit status 1.
-    faulthandler.dump_traceback_later(1.1 * within_seconds, exit=True)
+    set_deadline("stop", 1.1 * within_seconds)
     second = _next_signal(wakeups, within_seconds)
     if second is None:
         name = signal.Signals(first).name

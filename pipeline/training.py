@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import yaml
 
-from pipeline import distributed
+from pipeline import collectives, distributed
 from pipeline.config.schema import RunConfig
 from pipeline.distributed import World
 from pipeline.errors import UserError
@@ -36,15 +37,34 @@ def train(config: RunConfig, run_dir: Path) -> int:
     # Collectives have a limit of their own, which knows nothing of steps and ranks: let the watchdog speak first.
     world = distributed.init(timeout_seconds=max(1800, 2 * config.health.hang_seconds))
     folder = run_dir / "train"
-    lock = exclusive(folder / ".lock", str(folder)) if world.rank == 0 else nullcontext()
-    with Watchdog(config.health, folder, world) as watchdog:
+    with _alone(folder, world), Watchdog(config.health, folder, world) as watchdog:
         try:
-            with watchdog.explaining(), lock:
+            with watchdog.explaining():
                 trainer = Trainer(config, folder, world, watchdog.heartbeat)
                 _announce(trainer)
                 return _fit(trainer, world, run_dir)
         finally:
             distributed.shutdown()
+
+
+@contextmanager
+def _alone(folder: Path, world: World) -> Iterator[None]:
+    """Rank 0 holds the lock of RUN/train; collective. Raises UserError, on every rank, where another run has it.
+
+    Until then nothing is written there, not even a heartbeat: it would be taken for the other run's.
+    """
+    with ExitStack() as lock:
+        problem = None
+        if world.rank == 0:
+            try:
+                lock.enter_context(exclusive(folder / ".lock", str(folder)))
+            except (UserError, OSError) as error:
+                problem = str(error)
+        problem = collectives.broadcast_object(problem)
+        if problem is not None:
+            distributed.shutdown()
+            raise UserError(problem)
+        yield
 
 
 def _fit(trainer: Trainer, world: World, run_dir: Path) -> int:
@@ -74,12 +94,11 @@ def _announce(trainer: Trainer) -> None:
         return
     with atomic_open(trainer.folder / "recipe.yaml", "w") as stream:
         yaml.safe_dump(trainer.config.model_dump(mode="json"), stream, sort_keys=False)
-    parameters = sum(p.numel() for p in trainer.engine.module.parameters())
     log.info(
         "%s with %s: %.1f M parameters, %d samples, %d steps of %d on %d x %s%s",
         trainer.config.model.name,
         trainer.config.objective,
-        parameters / 1e6,
+        trainer.engine.parameter_count / 1e6,
         len(trainer.corpus),
         trainer.total_steps,
         trainer.config.train.global_batch_size,

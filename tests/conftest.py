@@ -7,12 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_prep.manifest import shard_row, write_manifest
 from data_prep.shard import Sample, write_shard
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of what is tested
+hypothesis.settings.load_profile("untimed")
 
 
 def image_bytes(number: int, size: int = 24, form: str = "PNG") -> bytes:

@@ -139,7 +139,7 @@ def _step(setup: Setup, index: Tensor, step: int) -> StepResult:
     torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_grad_norm)
     setup.optimizer.step()
     with torch.no_grad():
-        module.towers.logit_scale.copy_(module.clamped_logit_scale())
+        module.towers.logit_scale.clamp_(*module.logit_scale_bounds)
     metrics = {"loss": output.loss.detach(), "tau": encoded.tau.detach(), **output.metrics}
     return StepResult(Features(*(f.detach() for f in features)), metrics)
 

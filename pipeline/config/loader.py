@@ -91,7 +91,11 @@ def parse(model: type[T], tree: Mapping[str, Any], where: str) -> T:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(model, problem, where) for problem in error.errors())) from error
+        problems = error.errors()
+        # What an item of a list lacks makes the list too short as well: the item's message is enough.
+        within = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+        told = [problem for problem in problems if problem["loc"] not in within]
+        raise UserError("\n".join(_explain(model, problem, where) for problem in told)) from error
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config.duration import Duration, Period
 
@@ -24,7 +24,15 @@ Symptom = Literal[
     "hang",
 ]
 Share = Annotated[float, Field(ge=0, lt=1)]
-CaptionField = Annotated[str, Field(pattern="^(txt|json:.+)$")]
+
+
+def _caption_field(value: str) -> str:
+    if value != "txt" and not (value.startswith("json:") and value != "json:"):
+        raise ValueError(f"{value!r} is not a caption field: give txt, or json:KEY for a text of the sample's metadata")
+    return value
+
+
+CaptionField = Annotated[str, AfterValidator(_caption_field)]
 Factor = Annotated[float, Field(ge=0)]
 Jitter = tuple[Factor, Factor, Factor, Annotated[float, Field(ge=0, le=0.5)]]
 

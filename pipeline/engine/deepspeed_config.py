@@ -7,6 +7,7 @@ silently overrule the other.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "train_batch_size": config.train.global_batch_size,
         "train_micro_batch_size_per_gpu": micro_batch_size(config, world_size),
         "gradient_accumulation_steps": pieces,  # summed, not averaged: pipeline.engine.micro_batches
-        "gradient_clipping": config.optimizer.clip_grad_norm,
+        # Without ZeRO it measures the norm only where it clips.
+        "gradient_clipping": config.optimizer.clip_grad_norm or (0.0 if stage else math.inf),
         # Parameters, tau above all, stay fp32: at 8 bits of mantissa tau could only move in steps of 1.5 %.
         **({"torch_autocast": {"enabled": True, "dtype": autocast}} if autocast else {}),
         "zero_allow_untested_optimizer": True,

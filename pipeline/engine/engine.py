@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-import deepspeed
 import torch
 from torch import Tensor
 
@@ -18,8 +14,9 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import World
 from pipeline.engine.deepspeed_config import deepspeed_config, micro_batch_size
 from pipeline.engine.device_time import DeviceTime
+from pipeline.engine.lean_deepspeed import deepspeed
 from pipeline.engine.loss_scaling import scale_losses
-from pipeline.engine.master_state import set_weights
+from pipeline.engine.master_state import clamp
 from pipeline.engine.micro_batches import MicroBatches, refuse_batch_norm
 from pipeline.engine.optimizer import TEMPERATURE, build_optimizer
 from pipeline.engine.parameter_norms import parameter_norms
@@ -27,14 +24,10 @@ from pipeline.engine.schedule import build_schedule, temperature_rate
 from pipeline.engine.tau_gradient import TauGradient
 from pipeline.engine.train_module import build_train_module
 from pipeline.engine.weight_average import WeightAverage
+from pipeline.engine.without_zero import reduce_in_small_buckets, tell_gradient_norm
 from pipeline.models.two_tower import open_clip_config
 from pipeline.objectives import Features, ObjectiveOutput, build_objective
-
-# DeepSpeed would compile a shared-memory all-reduce for CPU inference when it starts: a minute, and a compiler, for
-# an operation that training never calls.
-_comm_backend: Any = import_module("deepspeed.comm.torch")
-_comm_backend.build_shm_op = lambda: None
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+from pipeline.transfer import Transfer
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,7 @@ class TrainEngine:
         self.schedule = build_schedule(config.optimizer, total_steps, batch_size, dataset_size)
         self.step_number = 0
         self.encode_time = DeviceTime(world.device)
+        self._tau: Transfer | None = None  # for the next step's learning rate, sent after the last update
         torch.manual_seed(config.seed)  # the same fresh weights on every rank
         self.module = build_train_module(config)
         self.objective = build_objective(config.objective, config.objectives.get(config.objective, {}))
@@ -84,6 +78,9 @@ class TrainEngine:
             optimizer=optimizer,
             config=deepspeed_config(config, world.size),
         )
+        if self.zero_stage == 0:
+            reduce_in_small_buckets(self.deepspeed, world)
+            tell_gradient_norm(self.deepspeed)
         if config.train.precision == "fp16":
             scale_losses(self.optimizer)
         decay = config.train.ema_decay
@@ -97,17 +94,19 @@ class TrainEngine:
         features = Features(encoded.image_features, encoded.text_features)
         output = self.objective(features, batch.sample_index, encoded.tau, encoded.logit_bias)
         tau = encoded.tau.detach()
-        rates = self._set_learning_rates(float(tau))
+        rates = self._set_learning_rates()
         tau_gradient = TauGradient(output.loss, encoded.tau)
         pieces.update(output.loss)
-        self._clamp_temperature()
+        clamp(self.module.towers.logit_scale, *self.module.logit_scale_bounds, self.world)
+        self._tau = self._send_tau()
         self.step_number += 1
         if self.average is not None:
             self.average.update(self.step_number)
+        gradient_norm = self.deepspeed.get_global_grad_norm()
         metrics = {
             "train/loss": output.loss.detach(),
             "train/tau": tau.squeeze(),
-            "train/grad_norm": self.deepspeed.get_global_grad_norm() or 0.0,
+            "train/grad_norm": 0.0 if gradient_norm is None else gradient_norm,
             "train/skipped_steps": float(not self.deepspeed.was_step_applied()),
             **rates,
             **output.metrics,
@@ -132,6 +131,11 @@ class TrainEngine:
         """The optimizer's groups by name, those that have a parameter."""
         return list(self.groups)
 
+    @property
+    def parameter_count(self) -> int:
+        """Of the towers, as a whole."""
+        return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.module.parameters())
+
     def parameter_norms(self) -> dict[str, Tensor]:
         """The norm of each optimizer group's parameters, () fp64; collective."""
         return parameter_norms(self.groups, self.world)
@@ -149,16 +153,15 @@ class TrainEngine:
         """Of DeepSpeed, 0 to 3."""
         return self.deepspeed.zero_optimization_stage()
 
-    def _clamp_temperature(self) -> None:
-        """Keep tau within its bounds, in the parameter and in the fp32 master copy that ZeRO updates it from."""
+    def _send_tau(self) -> Transfer:
+        """tau as it is now, on its way to the host; collective under ZeRO-3."""
         parameter = self.module.towers.logit_scale
         with deepspeed.zero.GatheredParameters([parameter]):
-            bounded = self.module.clamped_logit_scale()
-            within = torch.equal(bounded, parameter)
-        if not within:
-            set_weights(parameter, bounded, self.world)
+            return Transfer({"tau": torch.exp(-parameter.detach())})
 
-    def _set_learning_rates(self, tau: float) -> dict[str, float]:
+    def _set_learning_rates(self) -> dict[str, float]:
+        self._tau = self._tau or self._send_tau()
+        tau = self._tau.values()["tau"]
         rate, of_tau = self.schedule.rate(self.step_number), temperature_rate(tau, self.config.temperature)
         for group in self.optimizer.param_groups:
             group["lr"] = of_tau if group["name"] == TEMPERATURE else rate * group["rate_factor"]

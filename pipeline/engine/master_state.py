@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import deepspeed
 import torch
 import torch.nn.functional as F
 from deepspeed.utils import (
@@ -16,6 +15,7 @@ from deepspeed.utils import (
 from torch import Tensor
 
 from pipeline.distributed import World
+from pipeline.engine.lean_deepspeed import deepspeed
 
 
 @torch.no_grad()
@@ -27,6 +27,25 @@ def set_weights(parameter: Any, value: Tensor, world: World) -> None:
         safe_set_local_fp32_param(parameter, _own_part(parameter, value, world))
     else:
         safe_set_full_fp32_param(parameter, value)
+
+
+@torch.no_grad()
+def clamp(parameter: Any, lowest: float, highest: float, world: World) -> None:
+    """Bring a parameter and its fp32 copy into a range; without waiting for the device except under ZeRO-3.
+
+    There setting a weight is collective, and may fetch it from NVMe, so it is only set where it is outside.
+    """
+    if hasattr(parameter, "ds_tensor"):
+        with deepspeed.zero.GatheredParameters([parameter]):
+            bounded = parameter.clamp(lowest, highest)
+            within = torch.equal(bounded, parameter)
+        if not within:
+            set_weights(parameter, bounded, world)
+        return
+    parameter.data.clamp_(lowest, highest)
+    fragment = getattr(parameter, "_hp_mapping", None)  # on the rank that updates it
+    if fragment is not None:
+        fragment.get_hp_fragment().data.clamp_(lowest, highest)
 
 
 @torch.no_grad()

@@ -10,13 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import deepspeed
 import torch
 from deepspeed.utils import safe_get_local_optimizer_state
 from torch import Tensor
 
 from pipeline import collectives
 from pipeline.engine.elastic import MOMENTS
+from pipeline.engine.lean_deepspeed import deepspeed
 from pipeline.engine.parameter_norms import unpadded
 from pipeline.engine.schedule import temperature_rate
 from pipeline.errors import UserError

@@ -29,8 +29,13 @@ def write_safetensors(stream: IO[bytes], tensors: Mapping[str, LazyTensor]) -> N
     text += b" " * (-len(text) % 8)  # readers map the tensors, which wants them aligned
     stream.write(len(text).to_bytes(8, "little") + text)
     for name in sorted(tensors):
-        value = tensors[name].read().to(_dtype(tensors[name])).contiguous()
-        stream.write(value.view(-1).numpy().data)
+        _write(stream, tensors[name])
+
+
+def _write(stream: IO[bytes], tensor: LazyTensor) -> None:
+    """In a function of its own, so that it is gone when the next one is read."""
+    value = tensor.read().to(_dtype(tensor)).contiguous()
+    stream.write(value.view(-1).numpy().data)
 
 
 def _dtype(tensor: LazyTensor) -> torch.dtype:

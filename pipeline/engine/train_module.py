@@ -51,11 +51,10 @@ class TrainModule(nn.Module):
             None if self.towers.logit_bias is None else self.towers.logit_bias.float(),
         )
 
-    @torch.no_grad()
-    def clamped_logit_scale(self) -> Tensor:
-        """(1,): `logit_scale`, brought back to where tau is within [minimum, maximum]."""
-        bounds = self.temperature
-        return self.towers.logit_scale.clamp(-math.log(bounds.maximum), -math.log(bounds.minimum))
+    @property
+    def logit_scale_bounds(self) -> tuple[float, float]:
+        """Between which tau is within [minimum, maximum]."""
+        return -math.log(self.temperature.maximum), -math.log(self.temperature.minimum)
 
 
 def build_train_module(config: RunConfig) -> TrainModule:
@@ -70,7 +69,7 @@ def build_train_module(config: RunConfig) -> TrainModule:
     module = TrainModule(towers, bounds)
     if bounds.init is not None:
         torch.nn.init.constant_(module.towers.logit_scale, -math.log(tau))
-    module.towers.logit_scale.data.copy_(module.clamped_logit_scale())
+    module.towers.logit_scale.data.clamp_(*module.logit_scale_bounds)
     return module
 
 

@@ -25,8 +25,8 @@ from pipeline.health.checks import (
 )
 from pipeline.health.loss_flat import LossFlat
 from pipeline.health.straggler import Straggler
-from pipeline.health.transfer import Transfer
 from pipeline.tracking.jsonl import read_points
+from pipeline.transfer import Transfer
 
 if TYPE_CHECKING:
     from pipeline.trainer import Trainer

@@ -2,8 +2,8 @@
 
 A thread of every rank looks whether the training loop moves: from waiting for data to the step, the callbacks, a
 checkpoint, the next batch. It runs while the main thread is stuck in a collective, as those release the interpreter
-lock. Should a C call keep the lock for ever, the thread stands still too: then faulthandler's timer, which needs no
-lock and which the thread keeps winding up, writes the stacks and ends the process.
+lock. Should a C call keep the lock for ever, the thread stands still too: then the deadline of `last_resort`, which the
+thread keeps putting off, writes the stacks and ends the process.
 
     RUN/train/stacks/00000.txt   the stacks of all threads of rank 0
 """
@@ -25,6 +25,7 @@ from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.health.broken import connection_is_lost, worker_died
 from pipeline.health.heartbeat import Heartbeat, read_heartbeats
+from pipeline.health.last_resort import clear_deadline, set_deadline
 from pipeline.health.suspects import EXIT_AGAIN, Suspects, find_suspects
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        faulthandler.cancel_dump_traceback_later()
+        clear_deadline("watchdog")
         self._file.close()
 
     @contextmanager
@@ -156,7 +157,7 @@ class Watchdog:
 
     def _tick(self) -> None:
         self._beat()
-        faulthandler.dump_traceback_later(2 * self._seconds, exit=self._stops, file=self._file)
+        set_deadline("watchdog", 2 * self._seconds, self._stops, self._file)
 
     def _beat(self) -> None:
         self.heartbeat.write(self._heartbeats)

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# DeepSpeed imports its Muon in every engine, and that compiles: seconds of each rank, unless done once.
-_CONTEXT.set_forkserver_preload(["pytest", "pipeline.trainer", "deepspeed.runtime.zero.muon.muon_optimizer"])
+_CONTEXT.set_forkserver_preload(["pytest", "pipeline.trainer"])
 
 
 def run_ranks(

@@ -61,8 +61,8 @@ def test_model_state_of_eight_ranks(stage: int, floats_per_parameter: float) -> 
     assert cost.model_state_bytes(8000, stage, ranks=8) == 4 * 8000 * floats_per_parameter
 
 
-@pytest.mark.parametrize("recipe", ["cc3m", "cc12m", "dfn14m", "dfn192m", "dfn1b"])
-def test_published_recipes(recipe: str) -> None:
+@pytest.mark.parametrize("recipe", ["cc3m", "cc12m", "dfn14m", "dfn192m", "dfn1b", "demo"])
+def test_shipped_recipes(recipe: str) -> None:
     shown = CliRunner().invoke(main, ["train", recipe, "--dry-run", "--ranks", "16"])
     assert shown.exit_code == 0, shown.output
     for expected in ("M parameters", "samples per epoch", "> neuclip", "checkpoint", "ranks        16"):
@@ -70,7 +70,7 @@ def test_published_recipes(recipe: str) -> None:
 
 
 def test_a_corpus_of_unknown_size_is_asked_for() -> None:
-    shown = CliRunner().invoke(main, ["train", "demo", "--dry-run"])
+    shown = CliRunner().invoke(main, ["train", "emoji", "--dry-run"])
     assert shown.exit_code == 2
     assert "corpus.expected_samples=NUMBER" in shown.output
 

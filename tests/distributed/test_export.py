@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,23 @@ def test_exported_is_what_was_trained(
 
 def lazy(tensor: Tensor) -> LazyTensor:
     return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+
+def test_one_tensor_is_held_at_a_time(tmp_path: Path) -> None:
+    """So that a model of any size can be exported, and a rank's memory does not hold it twice."""
+    held: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = []
+
+    def read() -> Tensor:
+        tensor = torch.zeros(1000)
+        held.add(tensor)
+        most.append(len(held))
+        return tensor
+
+    tensors = {str(number): LazyTensor((1000,), torch.float32, read) for number in range(5)}
+    with open(tmp_path / "model.safetensors", "wb") as stream:
+        write_safetensors(stream, tensors)
+    assert most == [1] * 5
 
 
 def test_safetensors_reads_what_is_streamed(tmp_path: Path) -> None:

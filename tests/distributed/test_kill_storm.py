@@ -25,7 +25,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.engine.tags import complete_tags
 from pipeline.training import train
 from tests.distributed.launch import _CONTEXT, free_port
-from tests.distributed.test_training import config_of, hurt
+from tests.distributed.test_training import config_of, hurt, tensors_of
 
 RANKS, STEPS, KILLS = 2, 300, 40
 LIFE_SECONDS = 120  # without a step, a save or an end in all that time something hangs
@@ -113,8 +113,9 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     tag = run_dir / "train/checkpoints" / complete_tags(run_dir / "train/checkpoints")[-1]
     module = torch.load(tag / "mp_rank_00_model_states.pt", weights_only=True)["module"]
     objective = torch.load(tag / "objective.pt", weights_only=True)
-    tensors = {name: value for name, value in {**module, **objective}.items() if isinstance(value, torch.Tensor)}
+    tensors = tensors_of({**module, **objective})
     assert len(tensors) > 10
+    assert any("prototypes" in name for name in tensors)
     return {"steps": summary["steps"], "order": summary["order_digest"], "tag": tag.name, "tensors": tensors}
 
 

@@ -1,4 +1,5 @@
-"""fp16: losses are scaled against underflow, gradients unscaled before they are clipped, overflows left out."""
+"""Half precision. fp16: losses are scaled against underflow, gradients unscaled before they are clipped, overflows left
+out. bf16: the towers compute in it, and what they learn stays fp32."""
 
 from __future__ import annotations
 
@@ -74,3 +75,30 @@ def test_fp16_trains_and_recovers_from_overflow(noise_corpus: Path, stage: str, 
     assert math.isfinite(hurt["points"][left_out]["train/grad_norm"])
     expected_norm = still["points"][left_out]["train/grad_norm"]
     assert hurt["points"][left_out]["train/grad_norm"] == pytest.approx(expected_norm, rel=0.02)
+
+
+def in_bf16(full: RunConfig, half: dict[str, RunConfig]) -> dict[str, dict[str, Any]]:
+    """fp32 first, as above."""
+    return {"fp32": train(full), **{stage: train(config) for stage, config in half.items()}}
+
+
+def test_bf16_trains_as_fp32_does_and_keeps_its_weights_in_fp32(noise_corpus: Path) -> None:
+    settings = ("objective=openclip", "objectives={openclip: {}}", "train.steps=8")
+    half = {
+        stage: config_of(noise_corpus, *settings, "train.precision=bf16", f"train.deepspeed={stage}")
+        for stage in ("zero0", "zero2", "zero3")
+    }
+    runs = run_ranks(2, in_bf16, config_of(noise_corpus, *settings), half)[0]
+    full = runs.pop("fp32")
+    for stage, run in runs.items():
+        assert [point["train/skipped_steps"] for point in run["points"]] == [0.0] * 8
+        for name in READ[:3]:
+            value, expected = run["points"][0][name], full["points"][0][name]
+            assert value == pytest.approx(expected, rel=0.1, abs=1e-3), (stage, name)  # 8 bits of mantissa
+            assert value != expected, (stage, name)  # it did compute in another precision
+        for name, expected in full["weights"][-1].items():
+            weights = run["weights"][-1][name]
+            assert weights.dtype == torch.float32
+            torch.testing.assert_close(weights, expected, rtol=0.05, atol=4e-3)
+        tau = run["weights"][-1]["towers.logit_scale"]
+        assert not torch.equal(tau, tau.bfloat16().float())  # finer than bf16 could hold

@@ -15,6 +15,7 @@ from pipeline.engine import elastic
 from pipeline.engine.checkpoint import complete_tags
 from pipeline.engine.engine import TrainEngine
 from pipeline.engine.resume_evidence import refuse_changed, refuse_non_finite, updates_made
+from pipeline.engine.train_module import build_train_module
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.tracking.base import NullTracker
@@ -93,13 +94,15 @@ def plain_norm(engine: TrainEngine, moment: str) -> float:
 
 
 def lives(configs: dict[int, RunConfig], folder: Path) -> dict[str, Any]:
-    norms, said = {}, {}
+    norms, said, counts = {}, {}, set()
     for stage, config in configs.items():
         trainer = Trainer(config, folder / str(stage), here())
         trainer.fit(NullTracker())
         norms[stage] = plain_norm(trainer.engine, "exp_avg")
+        counts.add(trainer.engine.parameter_count)
         said[stage] = {lapse.__name__: resume(config, folder / str(stage), lapse) for lapse in LAPSES}
-    return {"norms": norms, "said": said, "elsewhere": resume_without_moments_elsewhere(configs[1], folder / "2")}
+    elsewhere = resume_without_moments_elsewhere(configs[1], folder / "2")
+    return {"norms": norms, "said": said, "counts": counts, "elsewhere": elsewhere}
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,11 @@ def test_what_is_saved_is_the_same_for_every_stage_and_true(outcome: dict[str, A
         total = sum(value**2 for name, value in saved.items() if name.startswith("norm of exp_avg of")) ** 0.5
         assert total == pytest.approx(outcome["norms"][stage], rel=1e-9)
         assert total > 0
+
+
+def test_parameters_are_counted_as_a_whole_under_every_stage(noise_corpus: Path, outcome: dict[str, Any]) -> None:
+    module = build_train_module(config_of(noise_corpus))
+    assert outcome["counts"] == {sum(parameter.numel() for parameter in module.parameters())}
 
 
 @pytest.mark.parametrize("stage", STAGES)

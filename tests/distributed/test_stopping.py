@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import HealthConfig, RunConfig
+from pipeline.health import watchdog
 from pipeline.preemption import SIGNALS, StopRequest
 from pipeline.tracking.jsonl import JsonlTracker
 from pipeline.trainer import Trainer
@@ -23,19 +24,20 @@ from tests.distributed.test_training import config_of, digest, fit, here
 
 
 class SignalToAll(JsonlTracker):
-    """Sends a signal to the process group, data workers included, once a step is logged."""
+    """Sends a signal to the process group, data workers included, once the first step is logged."""
 
     def __init__(self, path: Path, start_step: int, number: signal.Signals) -> None:
         super().__init__(path, start_step)
-        self._number = number
+        self._step, self._number = start_step + 1, number
 
     def log(self, metrics: Any, step: int, samples_seen: int) -> None:
         super().log(metrics, step, samples_seen)
-        os.killpg(os.getpgrp(), self._number)
+        if step == self._step:
+            os.killpg(os.getpgrp(), self._number)
 
 
 def signalled_lives(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Each life ends after one step, by another signal; the last one goes on to the end."""
+    """Each life ends after two steps, by a signal after the first; the last one goes on to the end."""
     os.setpgid(0, 0)
     multiprocessing.set_start_method("fork", force=True)  # of data workers; this process comes from a fork server
     found = {}
@@ -47,10 +49,10 @@ def signalled_lives(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 
 def test_a_signal_to_the_process_group_stops_the_trainer_alone(noise_corpus: Path, tmp_path: Path) -> None:
-    config = config_of(noise_corpus, "train.log_every_steps=1", "loader.workers=2", "train.steps=5")
+    config = config_of(noise_corpus, "train.log_every_steps=1", "loader.workers=2", "train.steps=7")
     (found,) = run_ranks(1, signalled_lives, config, tmp_path / "signalled")
-    assert [found[number.name] for number in SIGNALS] == [("preempted", step) for step in (1, 2, 3)]
-    alone = config_of(noise_corpus, "train.log_every_steps=1", "train.steps=5")
+    assert [found[number.name] for number in SIGNALS] == [("preempted", step) for step in (2, 4, 6)]
+    alone = config_of(noise_corpus, "train.log_every_steps=1", "train.steps=7")
     (whole,) = run_ranks(1, fit, alone, tmp_path / "whole")
     assert found["end"]["order"] == whole["order"]
     assert digest(found["end"]["weights"]) == digest(whole["weights"])
@@ -74,7 +76,10 @@ def locked_with_the_gil(request: StopRequest) -> None:
 
 
 def hang(folder: Path, how: Callable[[StopRequest], None], within_seconds: float, *numbers: int) -> None:
+    """Watched meanwhile, as in a run, by one that waits longer and winds its own deadline up again and again."""
     os.dup2(os.open(folder / "stderr", os.O_CREAT | os.O_WRONLY), 2)
+    watchdog.LONGEST_PERIOD_SECONDS = 0.05
+    watched = watchdog.Watchdog(HealthConfig(hang_seconds=1000), folder, here())
     request = StopRequest(folder, here(), within_seconds)
 
     def send() -> None:
@@ -83,7 +88,8 @@ def hang(folder: Path, how: Callable[[StopRequest], None], within_seconds: float
             os.kill(os.getpid(), number)
 
     threading.Thread(target=send).start()
-    how(request)
+    with watched:
+        how(request)
 
 
 CASES = {
@@ -97,7 +103,7 @@ CASES = {
 def test_a_loop_that_hangs_is_ended(tmp_path: Path, case: str) -> None:
     how, within_seconds, numbers, status, said = CASES[case]
     with pytest.raises(RuntimeError, match=rf"exit code\): {{0: {status}}}"):
-        run_ranks(1, hang, tmp_path, how, within_seconds, *numbers)
+        run_ranks(1, hang, tmp_path, how, within_seconds, *numbers, timeout_seconds=60)
     stderr = (tmp_path / "stderr").read_text()
     assert said in stderr
     assert ("locked_" in stderr) == bool(said)  # where it hangs

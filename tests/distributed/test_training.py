@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,23 @@ def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
+def tensors_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Those in a state dict, at any depth: networks keep theirs in an `_extra_state`."""
+    found = {}
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            found[name] = value.detach().clone()
+        elif isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": tensor for inner, tensor in tensors_of(value).items()}
+    return found
+
+
 def digest(tensors: dict[str, torch.Tensor]) -> str:
     return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
 
 
 class StopAfter(JsonlTracker):
-    """Asks for a stop, the way a colleague does, once a step is logged."""
+    """Asks for a stop, the way a colleague does, once the step before `step` is logged: the answer takes one more."""
 
     def __init__(self, path: Path, start_step: int, step: int) -> None:
         super().__init__(path, start_step)
@@ -78,7 +90,7 @@ class StopAfter(JsonlTracker):
 
     def log(self, metrics: Any, step: int, samples_seen: int) -> None:
         super().log(metrics, step, samples_seen)
-        if step == self._step:
+        if step == self._step - 1:
             self._stop_file.touch()
 
 
@@ -90,12 +102,11 @@ def fit(config: RunConfig, run_dir: Path, stop_after: int = -1) -> dict[str, Any
     if rank() == 0:
         tracker = StopAfter(run_dir / "train/metrics.jsonl", started_at, stop_after)
     status = trainer.fit(tracker)
-    objective = {k: v for k, v in trainer.engine.objective.state_dict().items() if isinstance(v, torch.Tensor)}
     return {
         "status": status,
         "started_at": started_at,
         "weights": weights(trainer.engine.module),
-        "objective": digest(objective),
+        "objective": digest(tensors_of(trainer.engine.objective.state_dict())),
         "order": trainer.progress.order_digest,
         "summary": summarise(trainer) if rank() == 0 else None,
     }
@@ -187,7 +198,12 @@ def test_export_gives_open_clip_the_trainers_features(lives: tuple[Path, dict[st
 
 
 def plain_loop(config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
-    """The same training without DeepSpeed: torch's AdamW, one process, the whole batch."""
+    """The weights after the same training without DeepSpeed: torch's AdamW, one process, the whole batch."""
+    return plain_states(config, steps)["weights"]
+
+
+def plain_states(config: RunConfig, steps: int) -> dict[str, Any]:
+    """As `plain_loop`, with the objective's state, and the norm of the gradients at each step."""
     torch.manual_seed(config.seed)
     bias = objective_class(config.objective).default_logit_bias
     towers = build_two_tower(config.model, float(-torch.tensor(config.temperature.init).log()), bias)
@@ -198,6 +214,7 @@ def plain_loop(config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
     objective.prepare(torch.device("cpu"), 16, len(corpus), config.seed)
     schedule = build_schedule(config.optimizer, steps, config.train.global_batch_size, len(corpus))
     positions = StepPositions(config.train.global_batch_size, 0, 1, 0, steps)
+    norms = []
     for step, batch in enumerate(build_loader(corpus, positions, config.loader, pin_memory=False)):
         encoded = module(batch.images, batch.tokens)
         features = Features(encoded.image_features, encoded.text_features)
@@ -207,10 +224,11 @@ def plain_loop(config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
                 group["lr"] = schedule.rate(step)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_grad_norm)
         optimizer.step()
-        module.towers.logit_scale.data.copy_(module.clamped_logit_scale())
-    return weights(module)
+        module.towers.logit_scale.data.clamp_(*module.logit_scale_bounds)
+        norms.append(float(norm))
+    return {"weights": weights(module), "objective": tensors_of(objective.state_dict()), "norms": norms}
 
 
 @pytest.mark.parametrize("objective", ["neuclip", "openclip"])

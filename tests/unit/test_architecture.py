@@ -39,7 +39,7 @@ LAYERS = [
     {"pipeline.objectives"},
     {"pipeline.models"},
     {"pipeline.collectives"},
-    {"pipeline.distributed"},
+    {"pipeline.distributed", "pipeline.transfer"},
 ]
 # The command line stands above both packages: what a command of one does with the other, it does as a user would.
 ACROSS = {("pipeline.cli_eval_data", "data_prep.fabricate.datacomp")}

@@ -100,7 +100,10 @@ def test_metadata_that_cannot_be_read_fails_the_sample_not_the_run(tmp_path: Pat
 
 
 def test_an_unknown_kind_of_field_is_refused() -> None:
-    with pytest.raises(UserError, match=r"loader\.captions\.1"):
+    with pytest.raises(UserError, match=r"^demo: loader\.captions\.1: 'alt' is not a caption field: .*json:KEY.*$"):
         load_recipe("demo", ["loader.captions=[txt, alt]"])
+    for alone in ("alt", "json:"):
+        with pytest.raises(UserError, match=rf"^demo: loader\.captions\.0: '{alone}' is not a caption field: .*$"):
+            load_recipe("demo", [f"loader.captions=['{alone}']"])
     with pytest.raises(UserError, match=r"loader\.captions"):
         load_recipe("demo", ["loader.captions=[]"])

@@ -29,6 +29,27 @@ def test_every_sample_exactly_once_per_epoch(order: SampleOrder, epoch: int) -> 
     assert sorted(seen) == [(s, r) for s, n in enumerate(order.samples) for r in range(n)]
 
 
+def by_the_book(sizes: list[int], seed: int, lanes: int, window: int, epoch: int) -> list[tuple[int, int]]:
+    """An epoch as docs/architecture.md tells it, with lists. Runs go on under later versions: it may never change."""
+    stream = [(s, r) for s in np.random.default_rng([seed, epoch]).permutation(len(sizes)) for r in range(sizes[s])]
+    lanes = min(lanes, len(stream))
+    length = len(stream) // lanes
+    columns = []
+    for lane in range(lanes):
+        samples = stream[lane * length : (lane + 1) * length]
+        windows = [samples[start : start + window] for start in range(0, length, window)]
+        draws = [np.random.default_rng([seed, epoch, lane, w]).permutation(len(part)) for w, part in enumerate(windows)]
+        columns.append([part[i] for part, draw in zip(windows, draws, strict=True) for i in draw])
+    return [column[step] for step in range(length) for column in columns] + stream[lanes * length :]
+
+
+@given(shards, st.integers(0, 5), st.integers(1, 20), st.integers(1, 50), st.integers(0, 3))
+def test_the_order_is_the_documented_one(sizes: list[int], seed: int, lanes: int, window: int, epoch: int) -> None:
+    order = SampleOrder(np.array(sizes), seed, lanes, window)
+    expected = by_the_book(sizes, seed, lanes, window, epoch)
+    assert located(order, epoch * order.total + np.arange(order.total)) == expected
+
+
 @given(orders, st.data())
 def test_any_position_can_be_asked_for_alone(order: SampleOrder, data: st.DataObject) -> None:
     """A seek is not a replay: a fresh object, asked for one position, agrees with one that walked there."""
