@@ -15,7 +15,10 @@ from tests.distributed.test_micro_batches import OBJECTIVES, train
 from tests.distributed.test_training import config_of, plain_states
 
 STEPS = 10
-STAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
+STAGES = [
+    pytest.param(path.stem, marks=pytest.mark.long) if "offload" in path.stem else path.stem
+    for path in sorted(FOLDER.glob("*.json"))
+]
 
 
 def settings_of(corpus: Path, objective: str, stage: str = "zero0") -> RunConfig:
