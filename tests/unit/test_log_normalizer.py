@@ -162,20 +162,22 @@ def test_a_separate_fit_follows_its_gradient():
 @pytest.mark.parametrize("options", [{}, {"accumulator_init": 1e-4}, {"prototypes": 5}], ids=str)
 def test_state_round_trip_continues_the_same_trajectory(options):
     def advance(npn, steps):
+        alphas = []
         for step in steps:
             batch = embeddings(step, 4)
             npn.observe(batch)
-            npn.step(anchors_of(batch, 0.1), torch.full((2, 4), -2.0))
+            alphas.append(npn.step(anchors_of(batch, 0.1), torch.full((2, 4), -2.0)).alpha)
+        return alphas
 
     config = {"prototypes": 20, "restart_every": 3, "inner_steps": 2, **options}
     whole = build(**config)
-    advance(whole, range(8))
+    expected = advance(whole, range(8))
     first, second = build(**config), build(**config)
-    advance(first, range(4))
+    advance(first, range(5))  # two steps after a restart, one before the next
     state = first.state_dict()
-    advance(first, range(4, 6))  # what was saved must not move with the run
+    advance(first, range(5, 7))  # what was saved must not move with the run
     second.load_state_dict(state)
-    advance(second, range(4, 8))
+    assert all(map(torch.equal, advance(second, range(5, 8)), expected[5:]))
     for name, value in whole.get_extra_state().items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(second.get_extra_state()[name])), name
 
