@@ -36,12 +36,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 BEYOND: dict[str, dict[str, Any]] = {
     **{f"npn lr {lr}": {"npn": {"lr": lr}} for lr in (0.3, 0.001)},
-    "masses": {"npn": {"masses": "learned"}},
-    "k-means, masses": {"npn": {"restart": "kmeans", "ring": 4096, "masses": "learned"}},
-    "dead prototypes": {"npn": {"restart": "dead"}},
-    "Adam": {"npn": {"optimizer": "adam", "lr": 0.001}},
-    "adaptive T_u": {"npn": {"inner_tolerance": 0.003}},
-    "warm-up restarts": {"npn": {"warmup_restarts": True}},
     "accumulator 1e-6": {"npn": {"accumulator_init": 1e-6}},
     "ratio bound 1.2": {"ratio_bound": 1.2},
     "alpha through, npn lr 0.001": {"npn": {"alpha_gradient": "through", "lr": 0.001}},

@@ -26,7 +26,7 @@ def count_bytes() -> Iterator[Counter[str]]:
     """Count the payload bytes that this rank sends inside the block, by collective.
 
     As the ring algorithms send them, for n bytes handed in: all_gather (K-1) n; all_reduce 2 n (K-1)/K;
-    broadcast n (K-1)/K, the mean over ranks; ring_shift n. Nothing in one process.
+    ring_shift n. Nothing in one process.
     """
     counter: Counter[str] = Counter()
     _counters.append(counter)
@@ -82,17 +82,6 @@ def ring_shift(tensor: Tensor) -> Tensor:
     )
     for transfer in transfers:
         transfer.wait()
-    return received
-
-
-def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
-    """The tensor of rank `source`, on every rank."""
-    size = world_size()
-    if size == 1:
-        return tensor
-    _count("broadcast", tensor, (size - 1) / size)
-    received = tensor.clone(memory_format=torch.contiguous_format)
-    dist.broadcast(received, source)
     return received
 
 

@@ -28,7 +28,6 @@ def use_all():
                 mine if rank() == 0 else torch.full_like(mine, -torch.inf)
             ),
             "ring": collectives.ring_shift(mine.T),
-            "broadcast": collectives.broadcast(mine, source=world_size() - 1),
             "slices": collectives.all_gather_slices(rows[collectives.own_slice(10)], 10),
             "object": collectives.broadcast_object({"from": rank()}, source=world_size() - 1),
             "few": collectives.all_gather_slices(rows[:1][collectives.own_slice(1)], 1),
@@ -53,7 +52,6 @@ def test_collectives(ranks):
         "max": everything.amax(0),
         "logsumexp": (everything * 300).logsumexp(0),
         "with nothing": everything[0],
-        "broadcast": everything[-1],
         "slices": torch.arange(20.0).view(10, 2),
         "object": {"from": ranks - 1},
         "few": torch.tensor([[0.0, 1.0]]),
@@ -66,7 +64,6 @@ def test_collectives(ranks):
         assert inner == ({"all_gather": 24 * (ranks - 1)} if ranks > 1 else {})
         if ranks > 1:
             assert outer["ring_shift"] == 24
-            assert outer["broadcast"] == 24 * (ranks - 1) / ranks
             # 24 bytes each: sum, mean, max, and two for each logsumexp.
             assert outer["all_reduce"] == 7 * 24 * 2 * (ranks - 1) / ranks
             longest = -(-10 // ranks)

@@ -47,8 +47,8 @@ def test_state_shrinks_with_the_ranks_where_it_is_sharded() -> None:
         (name, ranks): cost.objective_state_bytes(name, config, ranks, 8000) for name in REGISTRY for ranks in (1, 4)
     }
     assert [kept["fastclip", ranks] for ranks in (1, 4)] == [8 * 8000, 8 * 2000]
-    ring, prototypes, per_prototype = 2 * 64 * 24 * 4, 2 * 64 * 24 * 4 * 2, 2 * 64 * 4  # the last: masses, usage ...
-    assert ring + prototypes / 4 <= kept["neuclip", 4] <= ring + prototypes / 4 + per_prototype
+    ring, prototypes, log_mass = 2 * 64 * 24 * 4, 2 * 64 * 24 * 4 * 2, 4
+    assert kept["neuclip", 4] == ring + prototypes / 4 + log_mass
     assert kept["amorlip", 1] == kept["amorlip", 4] > 0
     assert kept["openclip", 1] == kept["siglip", 1] == 0
 

@@ -18,7 +18,6 @@ from pipeline.collectives import all_gather, all_gather_slices, all_reduce, coun
 from pipeline.distributed import rank, world_size
 from pipeline.objectives import REGISTRY, Features, build_objective, global_batch
 from tests.distributed.launch import run_ranks
-from tests.distributed.neuclip_variants import VARIANTS as NEUCLIP_VARIANTS
 
 SAMPLES, GLOBAL_BATCH, DIM, STEPS, MIDDLE = 40, 8, 16, 8, 4
 
@@ -33,11 +32,16 @@ VARIANTS = {
         f"fastclip {version}": ("fastclip", {"version": version, "gamma_decay_epochs": 2})
         for version in ("v0", "v1", "v2")
     },
-    "neuclip, alpha through": (
+    "neuclip, alpha through": ("neuclip", {"npn": {**OPTIONS["neuclip"]["npn"], "alpha_gradient": "through"}}),
+    "neuclip, simultaneous": ("neuclip", {**OPTIONS["neuclip"], "updates": "simultaneous"}),
+    "neuclip, separate fit": (
         "neuclip",
-        {"npn": {**OPTIONS["neuclip"]["npn"], "alpha_gradient": "through"}},
+        {"npn": {**OPTIONS["neuclip"]["npn"], "fit": "separate", "accumulator_init": 1e-4}},
     ),
-    **NEUCLIP_VARIANTS,
+    "neuclip, MLP": (
+        "neuclip",
+        {"npn": {"network": "mlp", "inner_steps": 3, "lr": 0.01, "alpha_gradient": "through", "restart_every": 3}},
+    ),
     "neuclip, fewer prototypes than ranks": ("neuclip", {"npn": {"prototypes": 3, "restart_every": 2}}),
     "amorlip, lambda from the EMA copy": (
         "amorlip",

@@ -23,10 +23,6 @@ def anchors_of(batch, tau):
     return Anchors(batch, (batch[0] * batch[1]).sum(-1), torch.tensor([tau], dtype=batch.dtype))
 
 
-def squares(npn):
-    return npn.optimizer_state["prototypes"]["squares"]
-
-
 def started(batch, **config):
     """A network that has restarted from a batch and will not again in its first step."""
     npn = build(dtype=batch.dtype, **config)

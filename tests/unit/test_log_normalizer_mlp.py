@@ -1,4 +1,4 @@
-"""The MLP in the NPN's place: steps equal torch's optimizers on torch's layers; derivatives; the state is complete."""
+"""The MLP in the NPN's place: steps equal torch's AdaGrad on torch's layers; derivatives; the state is complete."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from pipeline.errors import UserError
 from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, MLPNetwork
-from pipeline.objectives import build_objective
 from tests.unit.residual_mlp_support import predict, reference_networks
 
 DIM, COUNT, TAU = 6, 10, 0.2
@@ -30,18 +29,17 @@ class Reference(torch.nn.Module):
 
     def __init__(self, npn):
         super().__init__()
-        self.networks = reference_networks(npn.weights.flatten(), DIM)
+        self.networks = reference_networks(npn.weights, DIM)
 
     def forward(self, anchors):
         return predict(self.networks, *anchors.embeddings) - anchors.positive / anchors.tau
 
 
 @pytest.mark.parametrize("fit", ["unified", "separate"])
-@pytest.mark.parametrize(("name", "optimizer"), [("adagrad", torch.optim.Adagrad), ("adam", torch.optim.Adam)])
-def test_steps_equal_a_torch_optimizer_on_autograd(name, optimizer, fit):
-    npn = build(inner_steps=3, lr=0.01, optimizer=name, fit=fit)
+def test_steps_equal_torchs_adagrad_on_autograd(fit):
+    npn = build(inner_steps=3, lr=0.01, fit=fit)
     reference = Reference(npn)
-    theirs = optimizer(reference.parameters(), lr=0.01)
+    theirs = torch.optim.Adagrad(reference.parameters(), lr=0.01)
     for seed in range(3):
         anchors, r = batch(seed)
         npn.observe(anchors.embeddings)
@@ -68,14 +66,12 @@ def test_derivatives_of_alpha_equal_autograd():
     torch.testing.assert_close(ours.tau.sum(), by_tau.squeeze())
 
 
-def test_it_learns_and_a_tolerance_ends_the_steps():
+def test_it_learns():
     anchors, _ = batch(0)
     r = 2 * anchors.embeddings[..., 0] - anchors.positive / anchors.tau - 1
-    npn = build(inner_steps=200, lr=0.02, optimizer="adam")
+    npn = build(inner_steps=200, lr=0.05)
     before = (npn.alpha(anchors) - r).square().mean()
-    assert npn.step(anchors, r).metrics["npn/inner_steps"] == 200
-    assert (npn.alpha(anchors) - r).square().mean() < 0.1 * before
-    assert build(inner_steps=200, lr=0.02, inner_tolerance=0.01).step(anchors, r).metrics["npn/inner_steps"] < 200
+    assert (npn.step(anchors, r).alpha - r).square().mean() < 0.1 * before
 
 
 def test_restarts_renew_the_optimizer_and_keep_the_weights():
@@ -84,7 +80,7 @@ def test_restarts_renew_the_optimizer_and_keep_the_weights():
     for seed in range(3):
         anchors, r = batch(seed)
         npn.observe(anchors.embeddings)
-        sums.append((npn.weights.clone(), npn.optimizer_state["squares"].sum().item()))
+        sums.append((npn.weights.clone(), npn.squares.sum().item()))
         npn.step(anchors, r)
     assert npn.restart_count == 2
     assert sums[0][1] == sums[2][1] == 0 < sums[1][1]
@@ -107,20 +103,3 @@ def test_state_round_trip_continues_the_same_trajectory():
     assert torch.equal(advance(second, range(4, 8)), expected)
     with pytest.raises(UserError, match=r"no 'weights' of shape .*set objectives\.neuclip\.npn"):
         build(dim=5).load_state_dict(state)
-
-
-def test_options_of_prototypes_are_refused():
-    with pytest.raises(UserError, match=r"network: mlp has no prototypes; leave out restart, masses"):
-        build_objective("neuclip", {"npn": {"network": "mlp", "masses": "learned", "restart": "dead"}})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"network": "mlp", "dead_below": 0.5}, "leave out dead_below"),
-        ({"optimizer": "adam", "accumulator_init": 1e-6}, "accumulator_init is AdaGrad's"),
-    ],
-)
-def test_an_option_without_effect_is_refused(options, message):
-    with pytest.raises(UserError, match=message):
-        build_objective("neuclip", {"npn": options})

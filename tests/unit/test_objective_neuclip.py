@@ -172,12 +172,12 @@ def test_hard_batches_are_finite_and_near_float64(case, tau):
 
 
 def test_a_sample_twice_in_a_batch_enters_the_ring_in_any_order_of_the_batch():
-    """Where two epochs meet. The ring holds 4 of the 6, and the draw 3 of these."""
+    """Where two epochs meet. The ring holds 4 of the 6."""
     e1, e2 = unit_rows(1, 6, 6, torch.float32), unit_rows(2, 6, 6, torch.float32)
     index, shuffle = torch.tensor([5, 2, 5, 0, 2, 5]), torch.tensor([4, 2, 0, 5, 3, 1])
     rings = []
     for order in (torch.arange(6), shuffle):
-        objective = build_objective("neuclip", {"npn": {"prototypes": 3, "ring": 4, "inner_steps": 1}})
+        objective = build_objective("neuclip", {"npn": {"prototypes": 4, "inner_steps": 1}})
         objective.prepare(torch.device("cpu"), 6, 6, seed=0)
         run(objective, e1[order], e2[order], 0.07, index[order])
         rings.append((objective.npn.ring.embeddings, objective.npn.prototypes))
@@ -208,8 +208,8 @@ def test_any_shape_and_temperature(rows, dim, prototypes, tau, seed):
 def test_bf16_autocast_does_not_reach_the_loss():
     e1, e2 = (unit_rows(seed, 8, 6, torch.float32) for seed in (1, 2))
     objective = build()
-    objective.npn.prototypes, objective.npn.log_masses = (
-        tensor.float() for tensor in (objective.npn.prototypes, objective.npn.log_masses)
+    objective.npn.prototypes, objective.npn.log_mass = (
+        tensor.float() for tensor in (objective.npn.prototypes, objective.npn.log_mass)
     )
     plain, plain_gradients = run(objective, e1, e2, 0.05)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -35,6 +35,11 @@ class EmbeddingRing:
         self.embeddings[:, places] = kept
         self.samples_seen += count
 
+    def draw(self, seed: int) -> Tensor:
+        """Rows to restart from, (capacity,); while n are held each is drawn floor or ceil of capacity/n times."""
+        rows = torch.randperm(self.held, generator=torch.Generator().manual_seed(seed % 2**63))
+        return rows.repeat(-(-self.capacity // self.held))[: self.capacity].to(self.embeddings.device)
+
     def state(self) -> dict[str, Any]:
         return {"ring": self.embeddings.clone(), "samples_seen": self.samples_seen}
 

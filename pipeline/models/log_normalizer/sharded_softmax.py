@@ -1,9 +1,10 @@
 """The NPN's softmax over prototypes, sharded over ranks and evaluated in blocks of prototypes that stay in cache.
 
-Legend: G anchors, D embedding dimension, m prototypes on this rank, b of them in a block; per side s
+Legend: G anchors, D embedding dimension, M prototypes, m on this rank, b of them in a block; per side s
 
-    alpha[i] = log( eps + sum_k exp( log_mass[k] + (cos(e[i], W[k]) - s_ii) / tau ) )
-    p[k,i]   = exp( log_mass[k] + (cos(e[i], W[k]) - s_ii) / tau - alpha[i] ) = d alpha[i] / d z[i,k]
+    z[k,i]   = (cos(e[i], W[k]) - s_ii) / tau
+    alpha[i] = log( eps + (1/M) sum_k exp( z[k,i] ) )
+    p[k,i]   = exp( z[k,i] - alpha[i] ) / M = d alpha[i] / d z[k,i]
 
 A block is held as exponentials relative to its own maximum over prototypes, one per anchor: p then is a rescaling by
 one number per anchor and block, known as soon as the ranks have exchanged their sums, and every similarity costs one
@@ -29,14 +30,14 @@ SHARED_BLOCK_FLOATS = 2**21  # with several threads: where cores are busy, a bar
 class Block:
     """Views of one side's prototypes `rows`, and of what is held for them.
 
-    prototypes: (b, D). log_masses: (b, 1). embeddings: (G, D) and tau (1,), of the anchors. exponentials: (b, G);
+    prototypes: (b, D). log_mass: (), -log M. embeddings: (G, D) and tau (1,), of the anchors. exponentials: (b, G);
     maximum, total: (G,), over the b prototypes. inverse_norms: (b, 1). gradient, scratch: (b, D), shared by all blocks.
     """
 
     side: int
     rows: slice
     prototypes: Tensor
-    log_masses: Tensor
+    log_mass: Tensor
     embeddings: Tensor
     tau: Tensor
     exponentials: Tensor
@@ -47,12 +48,12 @@ class Block:
     scratch: Tensor
 
     def evaluate(self) -> None:
-        """Take the prototypes and masses as they are now."""
+        """Take the prototypes as they are now."""
         values = self.exponentials
         torch.mm(self.prototypes, self.embeddings.T, out=values)
         norms = torch.linalg.vector_norm(self.prototypes, dim=-1, keepdim=True)
         torch.reciprocal(norms.clamp_(min=1e-12), out=self.inverse_norms)
-        torch.addcmul(self.log_masses, values, self.inverse_norms / self.tau, out=values)
+        torch.addcmul(self.log_mass, values, self.inverse_norms / self.tau, out=values)
         torch.amax(values, dim=0, out=self.maximum)
         values.sub_(self.maximum).exp_()
         torch.sum(values, dim=0, out=self.total)
@@ -71,10 +72,10 @@ class Block:
 class ShardedSoftmax:
     """The softmax of `anchors` over prototypes that are updated block by block.
 
-    prototypes: (2, m, D), any norm. log_masses: (2, m, 1). Both are read anew by every `Block.evaluate`.
+    prototypes: (2, m, D), any norm, read anew by every `Block.evaluate`. log_mass: (), -log M.
     """
 
-    def __init__(self, prototypes: Tensor, log_masses: Tensor, anchors: Anchors) -> None:
+    def __init__(self, prototypes: Tensor, log_mass: Tensor, anchors: Anchors) -> None:
         (_, count, dim), size = prototypes.shape, anchors.positive.shape[0]
         step = _block_rows(prototypes)
         bounds = [slice(start, min(start + step, count)) for start in range(0, count, step)]
@@ -88,7 +89,7 @@ class ShardedSoftmax:
                 side=side,
                 rows=rows,
                 prototypes=prototypes[side, rows],
-                log_masses=log_masses[side, rows],
+                log_mass=log_mass,
                 embeddings=anchors.embeddings[side],
                 tau=anchors.tau,
                 exponentials=exponentials[side, rows],
