@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has clip-benchmark and wilds")
     parser.add_argument("--model", type=Path, help="an exported model; default: tiny, random weights")
     parser.add_argument("--images", type=int, default=48, help="of each task of the suite")
-    parser.add_argument("--big-images", type=int, default=4000, help=f"of {BIG_TASK} where it is timed alone")
+    parser.add_argument("--big-images", type=int, default=2000, help=f"of {BIG_TASK} where it is timed alone")
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -54,7 +54,7 @@ def patch(model: str) -> None:
     zeroshot_classification.accuracy = accuracy
     for module in (eval_utils.wds_eval, eval_utils.retr_eval, eval_utils.wino_eval, eval_utils.fairness_eval):
         module.create_model = create_model
-    torch.utils.data.DataLoader = DataLoader
+    torch.utils.data.DataLoader = DataLoader  # type: ignore[misc]
 
 
 def main(checkout: Path, data: Path, folder: Path, request: Path, out: Path) -> None:
