@@ -15,6 +15,7 @@ import click
 
 from pipeline import __version__
 from pipeline.cli_eval_data import eval_data
+from pipeline.cli_evaluate import aggregate, evaluate
 from pipeline.errors import UserError
 from pipeline.processes import die_with_parent
 
@@ -181,42 +182,8 @@ def export(checkpoint: Path, out: Path, weights: Literal["auto", "average", "las
     click.echo(f"{out}: {what}")
 
 
-@main.command()
-@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--data",
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the tasks' files; of DataComp's where it has no tasks.yaml.",
-)
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder for <task>.json and aggregate.json."
-)
-@click.option("--tasks", default="all", show_default=True, help="Names separated by commas, or all.")
-@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(0), help="Processes that decode images.")
-@click.option("--force", is_flag=True, help="Repeat tasks whose result stands.")
-def evaluate(model: Path, data: Path, out: Path, tasks: str, batch_size: int, workers: int, force: bool) -> None:
-    """Evaluate an exported MODEL on tasks in DataComp's formats.
-
-    A result that stands (same weights, task, data and code) is kept. A task that fails does not stop the others;
-    the command then ends with 2 and names it. The scores are added to MODEL's README.md.
-    """
-    from pipeline.evaluation.aggregate import aggregate
-    from pipeline.evaluation.suite import evaluate
-    from pipeline.launch.display import task_progress
-    from pipeline.models.model_card import write_card
-
-    chosen: Any = tasks if tasks == "all" else tasks.split(",")
-    with task_progress() as progress:
-        evaluate(model, data, out, chosen, batch_size=batch_size, workers=workers, force=force, progress=progress)
-    summary = aggregate(out, data, chosen)
-    write_card(model, summary)
-    for task, entry in summary["scores"].items():
-        click.echo(f"{task:32} {entry['main_metric']:24} {entry['score']:.4f}   chance {entry['chance']:.4f}")
-    click.echo(f"{'average of ' + str(summary['tasks']):57} {summary['average']:.4f}")
-
-
+main.add_command(evaluate)
+main.add_command(aggregate)
 main.add_command(eval_data)
 
 

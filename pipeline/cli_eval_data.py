@@ -122,14 +122,19 @@ def fabricate(data: Path, **options: Any) -> None:
 
     Coloured shapes with labels that can be learned: scores say nothing of a model but that everything works.
     """
+    sizes = draw_tasks(data, **options)
+    click.echo(f"{data}: {len(sizes)} tasks, {sum(sizes.values()):,} samples")
+
+
+def draw_tasks(data: Path, **options: Any) -> dict[str, int]:
+    """Fabricate DataComp's tasks into `data`, with progress; returns the number of samples by task."""
     from data_prep.fabricate.datacomp import fabricate_datacomp
     from pipeline.evaluation.tasks import datacomp_tasks
     from pipeline.launch.display import task_progress
 
     tasks = {name: task.model_dump() for name, task in datacomp_tasks().items()}
     with task_progress() as progress:
-        sizes = fabricate_datacomp(data, tasks, progress=lambda *done: progress("drawing", *done), **options)
-    click.echo(f"{data}: {len(sizes)} tasks, {sum(sizes.values()):,} samples")
+        return fabricate_datacomp(data, tasks, progress=lambda *done: progress("drawing", *done), **options)
 
 
 def _chosen(data: Path, tasks: str, must_exist: bool = False) -> dict[str, Task]:

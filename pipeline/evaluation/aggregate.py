@@ -1,8 +1,10 @@
-"""One number for a model: the mean of the main metrics of all expected tasks, or none at all."""
+"""One number for a model: the mean of the main metrics of all tasks of its data, or none of that name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,25 +12,32 @@ from pipeline.errors import UserError
 from pipeline.evaluation.results import Result, error_path, is_current, read_result, task_stamp
 from pipeline.evaluation.task_folder import open_task_folder
 from pipeline.evaluation.tasks import Task, load_tasks, select_tasks
-from pipeline.files import read_json, write_json
+from pipeline.files import atomic_open, read_json, write_json
 
 AGGREGATE_FILE = "aggregate.json"
+DATACOMP_FILE = "eval_results.jsonl"
 _MODEL_KEYS = ("model", "checkpoint_sha256", "model_config_sha256", "precision")
 
 
-def aggregate(out: Path, data: Path, tasks: Sequence[str] | Literal["all"] = "all") -> dict[str, Any]:
-    """Write and return `out/aggregate.json`.
+def aggregate(
+    out: Path, data: Path, tasks: Sequence[str] | Literal["all"] = "all", partial: bool = False
+) -> dict[str, Any]:
+    """Write and return `out/aggregate.json`, and where the average is there, `out/eval_results.jsonl`.
 
     {model, checkpoint_sha256, model_config_sha256, precision, tasks: n, average,
-     scores: {task: {title, score, chance, main_metric}}}
+     groups: {group: {tasks: n, mean}}, scores: {task: {title, score, chance, main_metric}}}
 
     tasks: the ones expected, of `data/tasks.yaml`. Those that are not in the average have to have a result too.
+    partial: take the results that can be used, and leave out the others.
+    Unless all tasks of the average are there, the mean is called `partial_mean`, and {of: n, left_out: {task: reason}}
+    say what is not in it. A group has a mean if all of its tasks are there.
+
     Raises UserError that names every task whose result is missing, or is of another definition, data or
-    evaluation code than today's, or if the results are of several models; no aggregate.json is left then.
+    evaluation code than today's, or if the results are of several models; neither file is left then.
     """
-    path = out / AGGREGATE_FILE
-    path.unlink(missing_ok=True)
-    expected = select_tasks(load_tasks(data), tasks)
+    withdraw(out)
+    known = load_tasks(data)
+    expected = select_tasks(known, tasks)
     results: dict[str, Result] = {}
     problems: dict[str, str] = {}
     for name, task in expected.items():
@@ -39,26 +48,70 @@ def aggregate(out: Path, data: Path, tasks: Sequence[str] | Literal["all"] = "al
             problems[name] = "stale: task, data or evaluation code changed since"
         else:
             results[name] = result
-    if problems:
+    if problems and not partial:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in problems.items())
         raise UserError(
             f"no average: {len(problems)} of {len(expected)} results in {out} cannot be used. "
             f"Run `neuclip evaluate` again.{reasons}"
         )
-    averaged = {name: result for name, result in results.items() if expected[name].in_average}
+    averaged = {name: result for name, result in results.items() if known[name].in_average}
     if not averaged:
-        raise UserError(f"no average: {', '.join(expected)} count in none")
+        raise UserError(f"no average: {', '.join(results) or f'no result in {out} that'} count in none")
     summary = {
         **_one_model(results),
         "tasks": len(averaged),
-        "average": sum(result["score"] for result in averaged.values()) / len(averaged),
+        **_mean_by_its_name(averaged, known, problems),
+        "groups": _group_means(averaged, known),
         "scores": {
             name: {key: result[key] for key in ("title", "score", "chance", "main_metric")}
             for name, result in averaged.items()
         },
     }
-    write_json(path, summary)
+    if set(results) == set(known):
+        _write_as_datacomp(out / DATACOMP_FILE, results)
+    write_json(out / AGGREGATE_FILE, summary)
     return summary
+
+
+def withdraw(out: Path) -> None:
+    """Remove what is no longer of the results beside it."""
+    for name in (AGGREGATE_FILE, DATACOMP_FILE):
+        (out / name).unlink(missing_ok=True)
+
+
+def _mean_by_its_name(
+    averaged: Mapping[str, Result], known: Mapping[str, Task], problems: Mapping[str, str]
+) -> dict[str, Any]:
+    mean = _mean(averaged.values())
+    missing = [name for name, task in known.items() if task.in_average and name not in averaged]
+    if not missing and not problems:
+        return {"average": mean}
+    left_out = {name: problems.get(name, "not chosen") for name in known if name in {*missing, *problems}}
+    return {"partial_mean": mean, "of": len(averaged) + len(missing), "left_out": left_out}
+
+
+def _group_means(averaged: Mapping[str, Result], known: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
+    members: dict[str, list[str]] = {}
+    for name, task in known.items():
+        for group in task.groups if task.in_average else ():
+            members.setdefault(group, []).append(name)
+    return {
+        group: {"tasks": len(names), "mean": _mean(averaged[name] for name in names)}
+        for group, names in members.items()
+        if averaged.keys() >= set(names)
+    }
+
+
+def _mean(results: Iterable[Result]) -> float:
+    return statistics.fmean(result["score"] for result in results)
+
+
+def _write_as_datacomp(path: Path, results: Mapping[str, Result]) -> None:
+    """The file of the official `evaluate.py`, which its `aggregate_scores.py` reads."""
+    with atomic_open(path, "w") as stream:
+        for name, result in results.items():
+            metrics = {**result["metrics"], "main_metric": result["score"]}
+            stream.write(json.dumps({"key": name, "dataset": result["title"], "metrics": metrics}) + "\n")
 
 
 def _why_missing(out: Path, task: str) -> str:

@@ -7,14 +7,17 @@ the last bit of every score, do not depend on W.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torchvision.transforms import Compose, Normalize, ToTensor
 
 from pipeline.errors import UserError
 from pipeline.evaluation.samples import Sample, images, read_samples, sample_name
@@ -63,7 +66,8 @@ def read_batches(
 
 class _Batches(IterableDataset):
     def __init__(self, shards: Sequence[Path], preprocess: Callable, parse: Parse, batch_size: int) -> None:
-        self.shards, self.preprocess, self.parse, self.batch_size = shards, preprocess, parse, batch_size
+        self.shards, self.parse, self.batch_size = shards, parse, batch_size
+        self.each, self.together = _in_batches(preprocess)
 
     def __iter__(self) -> Iterator[Batch | _Failure]:
         worker = get_worker_info()
@@ -77,17 +81,40 @@ class _Batches(IterableDataset):
             yield _Failure(str(error))
 
     def _decode(self, raw: list[Sample]) -> Batch:
-        names, tensors, targets = [], [], []
+        names, pixels, targets = [], [], []
         for sample in raw:
             name = sample_name(sample)
             try:
-                found = [self.preprocess(image) for image in images(sample)]
+                found = [self.each(image) for image in images(sample)]
                 targets.append(self.parse(sample))
             except Exception as error:  # decoders raise what they like
                 raise UserError(f"{name}: {error or type(error).__name__}") from error
             names += [name] * len(found)
-            tensors += found
-        return Batch(names, torch.stack(tensors), targets)
+            pixels += found
+        return Batch(names, self.together(pixels), targets)
+
+
+def _in_batches(preprocess: Callable) -> tuple[Callable, Callable]:
+    """What to do with each image, and then with the images of a batch together: the same numbers as `preprocess`.
+
+    Conversion to fp32 and normalisation, the last steps of open_clip's, cost less for a batch at once.
+    """
+    steps = getattr(preprocess, "transforms", [])
+    if len(steps) >= 2 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize):
+        return Compose([*steps[:-2], _rgb]), partial(_normalised, normalise=steps[-1])
+    return preprocess, torch.stack
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode != "RGB":
+        raise ValueError(f"an image of mode {image.mode} after preprocessing, not RGB")
+    return np.asarray(image)
+
+
+def _normalised(pixels: list[np.ndarray], normalise: Normalize) -> Tensor:
+    """I arrays (H, W, 3) uint8 -> (I, 3, H, W) fp32."""
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    return normalise(images.float().div(255))
 
 
 def _as_is(batch: Any) -> Any:

@@ -22,6 +22,7 @@ from pipeline.files import fingerprint, read_json, sha256_file
 from pipeline.models.two_tower import CONFIG_FILE, WEIGHTS_FILE
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "webdataset", "pillow", "numpy")
+_DECIDE_NO_SCORE = {"__init__", "aggregate", "check", "download", "results"}  # a new file counts until it is named here
 Stamp = dict[str, str]
 Result = dict[str, Any]
 
@@ -73,11 +74,12 @@ def is_current(result: Result | None, stamp: Stamp) -> bool:
 
 
 @cache
-def code_version() -> str:
-    """The package's version, and a digest of this package's sources, which changes with any definition."""
+def code_version(package: Path = Path(__file__).parent) -> str:
+    """The package's version, and a digest of the sources of this package that decide a score."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+    for source in sorted(package.glob("*.py")):
+        if source.stem not in _DECIDE_NO_SCORE:
+            digest.update(source.read_bytes())
     return f"{pipeline.__version__}+{digest.hexdigest()[:12]}"
 
 

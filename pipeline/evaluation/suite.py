@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from pipeline.errors import UserError
-from pipeline.evaluation.aggregate import AGGREGATE_FILE
+from pipeline.evaluation.aggregate import withdraw
 from pipeline.evaluation.encoder import Encoder, Precision
 from pipeline.evaluation.kinds import KINDS
 from pipeline.evaluation.results import (
@@ -77,7 +77,7 @@ def evaluate(
             else:
                 pending[name] = (folder, stamp)
     if pending or failures:
-        (out / AGGREGATE_FILE).unlink(missing_ok=True)  # it would no longer be of these results
+        withdraw(out)
     if pending:
         exported = load_exported(model_folder, device)
         encoder = Encoder(exported, device, precision)

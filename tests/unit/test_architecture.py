@@ -23,7 +23,7 @@ LEAVES = {
 }
 # From the top down; a module may import its own layer's package and any layer below, and the leaves.
 LAYERS = [
-    {"pipeline.cli", "pipeline.cli_eval_data", "pipeline.launch", "pipeline.__main__"},
+    {"pipeline.cli", "pipeline.cli_evaluate", "pipeline.cli_eval_data", "pipeline.launch", "pipeline.__main__"},
     {"pipeline.training", "pipeline.dry_run"},
     {
         "pipeline.trainer",

@@ -40,8 +40,17 @@ def test_without_and_with_scores(tmp_path: Path) -> None:
         after = (tmp_path / "README.md").read_text()
         assert after.startswith(before)
         assert after.count("## Scores") == 1
-        assert "mean of 2 tasks: 0.2500" in after
+        assert "average of 2 tasks: 0.2500" in after
         assert "| Birds | acc1 | 0.5000 | 0.1000 |" in after
+
+
+def test_a_partial_mean_is_not_called_an_average(tmp_path: Path) -> None:
+    write_json(tmp_path / "export.json", PROVENANCE)
+    rest = {key: value for key, value in SUMMARY.items() if key != "average"}
+    write_card(tmp_path, {**rest, "partial_mean": 0.25, "of": 38})
+    after = (tmp_path / "README.md").read_text()
+    assert "partial mean of 2 of 38 tasks: 0.2500" in after
+    assert "average" not in after
 
 
 def test_a_model_from_elsewhere_keeps_its_card(tmp_path: Path) -> None:

@@ -88,6 +88,15 @@ def test_a_task_that_failed_is_on_the_page_with_its_reason(tmp_path):
     assert "failed: torn tar" in (run / "report.html").read_text()
 
 
+def test_a_partial_mean_is_not_shown_as_the_average(tmp_path):
+    run = fabricate_run(tmp_path)
+    path = run / "results" / "aggregate.json"
+    whole = json.loads(path.read_text())
+    write_json(path, {**{key: whole[key] for key in whole if key != "average"}, "partial_mean": 0.1234, "of": 38})
+    summary_of(run)
+    assert "<small>3 of 38 tasks: partial mean 12.3" in (run / "report.html").read_text()
+
+
 def test_scores_of_other_weights_are_not_mixed_in(tmp_path):
     run = fabricate_run(tmp_path)
     results = run / "results"
