@@ -47,7 +47,7 @@ def test_a_stage_equals_a_plain_loop(noise_corpus: Path, stage: str, plain: dict
         tau = expected["weights"]["towers.logit_scale"].item()
         assert abs(tau + torch.tensor(0.07).log().item()) > 0.01  # it has moved
         assert got[objective]["metrics"]["train/grad_norm"] == pytest.approx(expected["norms"], rel=1e-2)
-        assert len(expected["objective"]) > 3 or objective not in ("neuclip", "amorlip")
+        assert len(expected["objective"]) >= 3 or objective not in ("neuclip", "amorlip")
         for kind in ("weights", "objective"):
             for name, tensor in expected[kind].items():
                 where = f"{objective} {kind} {name}"
