@@ -88,7 +88,13 @@ def of_every_objective(corpus: Path, stage: str, size: int, *more: str) -> dict[
     return {objective: whole_and_pieces(corpus, objective, stage, size, *more) for objective in OBJECTIVES}
 
 
-@pytest.mark.parametrize("stage", sorted(path.stem for path in FOLDER.glob("*.json")))
+STAGES = [
+    pytest.param(path.stem, marks=pytest.mark.long if path.stem.endswith("_offload") else ())
+    for path in sorted(FOLDER.glob("*.json"))
+]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_objective_under_every_stage(noise_corpus: Path, stage: str) -> None:
     for runs in run_ranks(2, of_every_objective, noise_corpus, stage, 4)[0].values():
         assert_equal(runs)
