@@ -16,6 +16,7 @@ import click
 from pipeline import __version__
 from pipeline.cli_eval_data import eval_data
 from pipeline.cli_evaluate import aggregate, evaluate
+from pipeline.cli_sync import sync
 from pipeline.errors import UserError
 from pipeline.processes import die_with_parent
 
@@ -185,6 +186,7 @@ def export(checkpoint: Path, out: Path, weights: Literal["auto", "average", "las
 main.add_command(evaluate)
 main.add_command(aggregate)
 main.add_command(eval_data)
+main.add_command(sync)
 
 
 @main.command()

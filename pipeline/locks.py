@@ -19,19 +19,21 @@ from pipeline.errors import UserError
 from pipeline.files import full_disk_named
 
 GRACE_SECONDS = 15  # forked children of a killed holder live on for up to 5 s
+GLANCE_SECONDS = 0.5  # `is_held` has the lock for a moment
 
 
 @contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path`, or raise UserError that says who holds it. what: the thing, for the message."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + GRACE_SECONDS
+    started = time.monotonic()
     with open(path, "a+", encoding="utf-8") as stream:
         while not _try_lock(stream):
             stream.seek(0)
             holder = stream.read().strip() or "another process"
-            if _is_dead(holder) and time.monotonic() < deadline:
-                time.sleep(0.2)  # a child that it forked still has the lock, and is about to notice
+            waited = time.monotonic() - started
+            if waited < GLANCE_SECONDS or (_is_dead(holder) and waited < GRACE_SECONDS):
+                time.sleep(0.1)  # of the dead: a child that it forked still has the lock, and is about to notice
                 continue
             raise UserError(
                 f"{what} is in use by {holder}: two processes on it would tear each other's files. "

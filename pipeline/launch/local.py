@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +17,12 @@ from pipeline.launch.children import end, last_line, start
 from pipeline.launch.display import Display
 from pipeline.launch.image_server import image_server
 from pipeline.launch.markers import is_done, mark_done
-from pipeline.launch.outcome import stage_artifacts, stage_metrics
 from pipeline.launch.paths import RunPaths
 from pipeline.launch.plan import freeze
 from pipeline.launch.stages import Stage, build_stages
 from pipeline.launch.stop_signal import ended_by_signal, held, raise_if_stopped
 from pipeline.locks import exclusive
-from pipeline.tracking.run_tree import RunTree
+from pipeline.tracking.live import mirrored
 
 POLL_SECONDS = 0.1
 
@@ -44,17 +43,17 @@ def run(config: RunConfig, run_dir: Path, jobs: int) -> tuple[RunPaths, bool]:
 
     jobs: elements of a stage that run at once. Raises UserError with the failed command's own message.
     """
-    with exclusive(run_dir / ".lock", str(run_dir)), ended_by_signal():
+    with ended_by_signal(), ExitStack() as after_unlocking, exclusive(run_dir / ".lock", str(run_dir)):
         paths = freeze(config, run_dir)
         stages = build_stages(paths)
         missing = any(_todo(paths, stage) for stage in stages)
         if missing:
+            after_unlocking.enter_context(mirrored(paths.root, config.tracking))
             _run_stages(paths, stages, jobs)
     return paths, missing
 
 
 def _run_stages(paths: RunPaths, stages: list[Stage], jobs: int) -> None:
-    tree = RunTree(paths.root, paths.config)
     with Display(stages) as display:
         for stage in stages:
             raise_if_stopped()
@@ -63,22 +62,13 @@ def _run_stages(paths: RunPaths, stages: list[Stage], jobs: int) -> None:
                 display.skip(stage.name)
                 continue
             display.start(stage.name, todo)
-            tree.open(stage.name)
             try:
                 with image_server(paths) if stage.served else nullcontext(lambda: None) as check:
                     _run_elements(paths, stage, todo, jobs, display, check)
             except BaseException:
                 display.fail(stage.name)
-                tree.close(stage.name, "failed")
-                tree.close_parent("failed")
                 raise
             display.finish(stage.name)
-            if stage.name == "train":
-                tree.replay("train", paths.train / "metrics.jsonl")
-            tree.record(stage.name, stage_metrics(paths, stage.name), stage_artifacts(paths, stage.name))
-            tree.close(stage.name, "finished")
-    tree.record_parent(stage_metrics(paths, "evaluate"), stage_artifacts(paths, "report"))
-    tree.close_parent("finished")
 
 
 def _todo(paths: RunPaths, stage: Stage) -> list[int]:

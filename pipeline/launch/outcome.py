@@ -1,8 +1,7 @@
-"""What a run came to: numbers and files for MLflow, and the closing words on the terminal."""
+"""What a run came to: the closing words on the terminal."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,30 +9,6 @@ from rich.table import Table
 
 from pipeline.files import read_json
 from pipeline.launch.paths import RunPaths
-
-
-def stage_metrics(paths: RunPaths, stage: str) -> dict[str, float]:
-    """Numbers that a finished stage left, by metric name."""
-    if stage == "manifest":
-        manifest = read_json(paths.corpus / "manifest.json")
-        counts = {f"ingest/outcome/{cause}": float(n) for cause, n in manifest["outcomes"].items()}
-        return {"ingest/rows": manifest["rows"], "ingest/ok": manifest["ok"], **counts}
-    if stage == "evaluate":
-        scores = read_json(paths.results / "aggregate.json")["scores"]
-        return {f"eval/{task}": float(entry["score"]) for task, entry in scores.items()}
-    return {}
-
-
-def stage_artifacts(paths: RunPaths, stage: str) -> list[Path]:
-    """Small files that tell what a finished stage did."""
-    return {
-        "plan": [paths.corpus / "plan.json", paths.recipe],
-        "manifest": [paths.corpus / "manifest.json"],
-        "train": [paths.train / "summary.json", paths.train / "recipe.yaml"],
-        "export": [paths.model / "export.json"],
-        "evaluate": sorted(paths.results.glob("*.json")),
-        "report": [paths.root / "report.html", paths.root / "summary.json"],
-    }.get(stage, [])
 
 
 def print_outcome(paths: RunPaths) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.tracking.directory import known_runs
 from pipeline.tracking.jsonl import Point, read_points
 
 Json = dict[str, Any]
@@ -90,7 +91,7 @@ def read_facts(run_dir: Path) -> RunFacts:
         failures={task["task"]: task["error"] for task in failed},
         aggregate=aggregate,
         export=export,
-        mlflow=_read(run_dir / "mlflow.json"),
+        mlflow=known_runs(run_dir),
     )
 
 

@@ -1,0 +1,93 @@
+"""Which runs of which server are a run directory's: RUN/mlflow.json.
+
+    {"id": hex, "tracking_uri": uri, "experiment": name, "parent_run_id": id, "runs": {key: id}}
+
+`id` is the directory's own, made once; on the server every run of the directory carries it as a tag, so what is there
+is asked of the server. The run ids are kept for people and reports. A database in the directory has the relative uri
+`sqlite:///mlflow.db`, so that the directory may be moved.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.schema import TrackingConfig
+from pipeline.files import read_json, write_json
+
+FILE = "mlflow.json"
+_OWN = "sqlite:///mlflow.db"
+
+
+def root_of(run_dir: Path) -> Path:
+    """The directory that has the runs of `run_dir`: for a member of a sweep, the sweep's."""
+    run_dir = run_dir.resolve()
+    sweep = run_dir.parent.parent
+    return sweep if run_dir.parent.name == "members" and (sweep / "plan.json").exists() else run_dir
+
+
+def tracking_uri(configured: str | None, run_dir: Path) -> str:
+    """Where runs go: the recipe's uri, else MLFLOW_TRACKING_URI, else SQLite in the run directory."""
+    return located(configured or os.environ.get("MLFLOW_TRACKING_URI") or _OWN, run_dir)
+
+
+def located(uri: str, run_dir: Path) -> str:
+    """A uri of mlflow.json as MLflow takes it."""
+    return f"sqlite:///{run_dir.resolve() / 'mlflow.db'}" if uri == _OWN else uri
+
+
+def identify(root: Path, tracking: TrackingConfig) -> dict[str, Any]:
+    """What mlflow.json says; it is begun if need be, and then the runs stay where they are begun.
+
+    Any number of processes may ask at once: the first one's answer is everybody's.
+    """
+    file = root / FILE
+    if _read(file) is None:
+        uri = tracking_uri(tracking.uri, root)
+        begun = {
+            "id": uuid.uuid4().hex,
+            "tracking_uri": _OWN if uri == located(_OWN, root) else uri,
+            "experiment": tracking.experiment,
+        }
+        mine = root / f".{FILE}.{begun['id']}"
+        write_json(mine, begun)
+        try:
+            if file.exists():  # it cannot be read
+                os.replace(mine, file)
+            else:
+                os.link(mine, file)
+        except FileExistsError:
+            pass
+        finally:
+            mine.unlink(missing_ok=True)
+    known = _read(file)
+    assert known is not None
+    return known
+
+
+def remember(root: Path, run_ids: Mapping[str, str]) -> None:
+    """Keep the ids of the runs, by key, the parent's being ''."""
+    known = _read(root / FILE)
+    children = {key: run_id for key, run_id in run_ids.items() if key}
+    ids = {"parent_run_id": run_ids.get(""), "runs": children}
+    if known is not None and {**known, **ids} != known:
+        write_json(root / FILE, {**known, **ids})
+
+
+def known_runs(run_dir: Path) -> dict[str, Any] | None:
+    """{tracking_uri, experiment, parent_run_id, runs}, the uri as MLflow takes it; None before there are runs."""
+    known = _read(run_dir / FILE)
+    if known is None or known.get("parent_run_id") is None:
+        return None
+    return {**known, "tracking_uri": located(known["tracking_uri"], run_dir)}
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        known = read_json(file)
+        return known if {"id", "tracking_uri", "experiment"} <= known.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
