@@ -40,14 +40,14 @@ def sync(run_dirs: tuple[Path, ...], uri: str | None) -> None:
     problems = 0
     for run_dir in run_dirs:
         with console.status(f"{run_dir}: asking the server") as status:
-            left = _sync(run_dir, uri, lambda sent, of=run_dir, on=status: on.update(f"{of}: {_words(sent)}"))
+            left = _sync(run_dir, uri, status.update)
         problems += bool(left)
         for line in left:
             click.echo(f"{run_dir}: {line}", err=True)
     sys.exit(2 if problems else 0)
 
 
-def _sync(run_dir: Path, uri: str | None, show: Callable[[Sent], None]) -> list[str]:
+def _sync(run_dir: Path, uri: str | None, show: Callable[[str], None]) -> list[str]:
     """Send one run directory and say what was sent; returns why something is left."""
     from pipeline.tracking.mirror import Mirror, Sent, only_mirror
 
@@ -56,7 +56,7 @@ def _sync(run_dir: Path, uri: str | None, show: Callable[[Sent], None]) -> list[
     def keep(sent: Sent) -> None:
         nonlocal so_far
         so_far = sent
-        show(sent)
+        show(f"{run_dir}: {_words(sent)}")
 
     try:
         with only_mirror(run_dir):

@@ -42,29 +42,17 @@ def located(uri: str, run_dir: Path) -> str:
 def identify(root: Path, tracking: TrackingConfig) -> dict[str, Any]:
     """What mlflow.json says; it is begun if need be, and then the runs stay where they are begun.
 
-    Any number of processes may ask at once: the first one's answer is everybody's.
+    One process at a time may do this.
     """
-    file = root / FILE
-    if _read(file) is None:
+    known = _read(root / FILE) or {}
+    if "id" not in known:
         uri = tracking_uri(tracking.uri, root)
-        begun = {
+        known = {
             "id": uuid.uuid4().hex,
             "tracking_uri": _OWN if uri == located(_OWN, root) else uri,
             "experiment": tracking.experiment,
         }
-        mine = root / f".{FILE}.{begun['id']}"
-        write_json(mine, begun)
-        try:
-            if file.exists():  # it cannot be read
-                os.replace(mine, file)
-            else:
-                os.link(mine, file)
-        except FileExistsError:
-            pass
-        finally:
-            mine.unlink(missing_ok=True)
-    known = _read(file)
-    assert known is not None
+        write_json(root / FILE, known)
     return known
 
 
@@ -88,6 +76,6 @@ def known_runs(run_dir: Path) -> dict[str, Any] | None:
 def _read(file: Path) -> dict[str, Any] | None:
     try:
         known = read_json(file)
-        return known if {"id", "tracking_uri", "experiment"} <= known.keys() else None
+        return known if {"tracking_uri", "experiment"} <= known.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
