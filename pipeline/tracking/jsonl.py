@@ -92,7 +92,7 @@ def _encode(point: Point) -> bytes:
     numbers = {name: float(value) for name, value in point.metrics.items()}
     metrics = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
     document = {**point._asdict(), "metrics": metrics}
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
 def _decode(line: bytes) -> Point | None:

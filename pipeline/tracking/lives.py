@@ -51,7 +51,7 @@ class LivesTracker:
 
 
 def _append(file: Path, event: Mapping[str, Any]) -> None:
-    line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
+    line = json.dumps(event).encode() + b"\n"
     with open(file, "ab", buffering=0) as stream:
         size = stream.tell()
         if stream.write(line) != len(line):

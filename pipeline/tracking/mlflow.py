@@ -215,7 +215,10 @@ class MlflowServer:
                     raise
             mlflow.set_tracking_uri(self._uri)  # the registry looks the logged model up there
             source = f"models:/{model_id}"
-            versions = [self._client.create_model_version(name, source, run_id, dict(tags), model_id=model_id)]
+            version = self._client.create_model_version(
+                name, source, run_id, dict(tags), await_creation_for=0, model_id=model_id
+            )
+            versions = [version]
             self._client.set_registered_model_alias(name, alias, versions[0].version)
         for key, value in tags.items():
             if versions[0].tags.get(key) != value:
@@ -337,6 +340,7 @@ def _quiet_and_quick() -> None:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"

@@ -130,7 +130,7 @@ def _pieces(stages: list[_Stage], names: tuple[str, ...] | None = None) -> Itera
 def _home(root: Path, home: Path, prefix: str, name: str, stages: list[_Stage]) -> list[RunRecord]:
     """The run of what one recipe made in a folder, its training, its evaluation."""
     key = prefix.rstrip("/")
-    config = _yaml(home / "recipe.yaml") or _config(root)
+    config = _yaml(home / "recipe.yaml") if key else _config(root)
     training = of_training(home / "train")
     if stages:
         training = latest(of_stages(root, _pieces(stages, ("train",))), training)
@@ -223,7 +223,6 @@ def _tags(config: Json, progress: Progress, train: Path | None = None) -> dict[s
         "corpus": ", ".join(entry["name"] for entry in last.get("corpora", ())) or config.get("corpus", {}).get("name"),
         "parent_checkpoint": config.get("model", {}).get("weights"),
         "lives": len(begun) or None,
-        "mlflow.source.git.commit": last.get("commit"),
         "mlflow.note.content": config.get("description"),
     }
     return {**{name: str(value) for name, value in tags.items() if value}, **_told(progress)}
@@ -231,7 +230,8 @@ def _tags(config: Json, progress: Progress, train: Path | None = None) -> dict[s
 
 def _told(progress: Progress) -> dict[str, str]:
     """Hosts, nodes, jobs: all that there were, the latest ones where that is too long for a tag."""
-    return {name: ", ".join(values)[-TOLD_LENGTH:] for name, values in progress.told.items()}
+    names = {"commit": "mlflow.source.git.commit"}
+    return {names.get(name, name): ", ".join(values)[-TOLD_LENGTH:] for name, values in progress.told.items()}
 
 
 def _final_points(train: Path) -> tuple[MetricPoint, ...]:
