@@ -91,10 +91,12 @@ class Mirror:
                 remember(self._root, {key: run.run_id for key, run in remote.items() if not run.deleted})
             there = [(record, remote[record.key]) for record in self._records if not remote[record.key].deleted]
             for record, run in there:
+                if record.progress.state == "running":
+                    self._set_status(server, record, run)
                 self._describe(server, record, run)
                 self._send_points(server, record, run, sent)
                 self._send_datasets(server, record, run)
-            for record, run in there:
+            for record, run in there:  # ended, once all is there
                 self._set_status(server, record, run)
         for record, run in there:  # files go to another place, which may be away by itself
             try:
