@@ -100,8 +100,9 @@ class Sensors:
             values[f"{name}_megabytes_per_second"] = (now[name] - self._last[name]) / 1e6 / seconds
         self._last = now
         for number, gpu in enumerate(self._gpus):
-            with suppress(pynvml.NVMLError):  # not every card tells everything
-                values |= _gpu(number, gpu)
+            for read in _GPU_READINGS:
+                with suppress(pynvml.NVMLError):  # not every card tells everything
+                    values |= {f"gpu_{number}_{name}": value for name, value in read(gpu).items()}
         return values
 
     def _traffic(self) -> dict[str, float]:
@@ -118,11 +119,20 @@ def _gpus() -> list[object]:
         return []
 
 
-def _gpu(number: int, handle: object) -> dict[str, float]:
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+def _utilization(gpu: object) -> dict[str, float]:
+    return {"utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu}
+
+
+def _memory(gpu: object) -> dict[str, float]:
+    memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
     return {
-        f"gpu_{number}_utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-        f"gpu_{number}_memory_usage_megabytes": memory.used / 1e6,
-        f"gpu_{number}_memory_usage_percentage": 100 * memory.used / memory.total,
-        f"gpu_{number}_power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+        "memory_usage_megabytes": memory.used / 1e6,
+        "memory_usage_percentage": 100 * memory.used / memory.total,
     }
+
+
+def _power(gpu: object) -> dict[str, float]:
+    return {"power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3}
+
+
+_GPU_READINGS = (_utilization, _memory, _power)
