@@ -129,8 +129,7 @@ class Logging:
 
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
         began = time.perf_counter()
-        for name, value in output.metrics.items():
-            trainer.metrics.record(name, value, _reduction(name))
+        trainer.metrics.record_all(output.metrics, _reduction)
         step = trainer.progress.step
         due = step % self._every == 0 or step == trainer.total_steps
         self._own_seconds += time.perf_counter() - began
