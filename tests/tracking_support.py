@@ -8,11 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +151,61 @@ class Server:
         with suppress(OSError):
             return bool(urllib.request.urlopen(f"{self.uri}/health", timeout=5).status == 200)
         return False
+
+
+class Proxy:
+    """Stands before a server and, as `faults` says of each request, does to it what networks do.
+
+    "" passes on; "500" answers so itself; "hang" never answers; "lost" passes on and closes without the reply.
+    """
+
+    def __init__(self, server: str, faults: Callable[[], str]) -> None:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                proxy.handle(self)
+
+            do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server, self._faults = server, faults
+        self.seen: Counter[str] = Counter()
+        self._over = threading.Event()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.uri = f"http://127.0.0.1:{self._http.server_address[1]}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._over.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        fault = self._faults()
+        self.seen[fault] += 1
+        body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        request.close_connection = True
+        if fault == "hang":
+            self._over.wait(PATIENCE)
+            return
+        if fault == "500":
+            request.send_error(500)
+            return
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
+        asked = urllib.request.Request(f"{self._server}{request.path}", body or None, headers, method=request.command)
+        try:
+            with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
+                status, content = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, content = error.code, error.read()
+        if fault == "lost":
+            return
+        request.send_response(status)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)

@@ -22,6 +22,7 @@ from tests.report_support import HOSTILE
 from tests.tracking_support import (
     BATCH,
     PRINT,
+    Proxy,
     Server,
     assert_arrived,
     attempt,
@@ -306,6 +307,39 @@ def test_lost_requests_and_lost_replies_leave_no_trace(tmp_path, local, monkeypa
     assert {run.info.run_id for run in found} == set(ids.values())
     assert len(client.search_logged_models([experiment], f"source_run_id = '{ids['']}'")) == 1
     assert {run.info.status for run in found} == {"FINISHED"}
+
+
+def test_over_a_network_that_fails_in_every_way_each_point_arrives_once(tmp_path, stores, monkeypatch):
+    """Answers of 500, requests that hang, replies that are lost, before a real server."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    rng = random.Random(0)
+    faults = iter(["500", "hang", "", "lost", "", "", "lost", *rng.choices(["", "", "", "lost", "500"], k=20)])
+    proxy = Proxy(stores["server"], lambda: next(faults, ""))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
+    recipe(tmp_path)
+    life = begin_life(tmp_path)
+    log(tmp_path, range(1, 1300))  # three requests
+    life.close("finished")
+    with only_mirror(tmp_path):
+        mirror, failures = Mirror(tmp_path), 0
+        for _ in range(60):
+            try:
+                if not mirror.advance().problems:
+                    break
+            except Exception:
+                pass
+            failures += 1
+        else:
+            raise AssertionError("never got through")
+    proxy.close()
+    assert failures >= 4
+    assert all(proxy.seen[fault] for fault in ("", "500", "hang", "lost"))
+    client, ids = MlflowClient(stores["server"], stores["server"]), runs_of(tmp_path, proxy.uri)
+    assert_arrived(client, ids["train"], tmp_path / "train/metrics.jsonl")
+    directory = json.loads((tmp_path / "mlflow.json").read_text())["id"]
+    experiment = client.get_run(ids[""]).info.experiment_id
+    found = client.search_runs([experiment], f"tags.`neuclip.directory` = '{directory}'")
+    assert {run.info.run_id for run in found} == set(ids.values())
 
 
 def test_a_run_deleted_in_mlflow_stays_deleted_and_a_moved_directory_goes_on(tmp_path, monkeypatch):
