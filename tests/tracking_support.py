@@ -26,7 +26,7 @@ from pipeline.files import write_json
 from pipeline.tracking.jsonl import JsonlTracker, read_points
 from pipeline.tracking.lives import LivesTracker
 
-PATIENCE = 120  # seconds, for processes that import mlflow on a busy machine
+PATIENCE = 300  # seconds, for processes that import mlflow on a busy machine
 BATCH = 256
 PRINT = "f" * 64
 

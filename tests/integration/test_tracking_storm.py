@@ -1,4 +1,4 @@
-"""MLflow under fire: a server that is killed twenty times, fifty runs at once on PostgreSQL, a real training between."""
+"""MLflow under fire: a server killed twenty times, fifty runs at once on PostgreSQL, a training between two servers."""
 
 from __future__ import annotations
 
