@@ -10,13 +10,11 @@ from pipeline import __version__
 _SOURCE = Path(__file__).parents[1]
 
 
-def code_version() -> dict[str, str]:
-    """{"version", "commit"}: no commit outside a checkout; `+` behind it where files were changed since."""
+def code_version() -> dict[str, str | None]:
+    """{"version", "commit"}: null outside a checkout; a `+` behind it where files were changed since."""
     commit = _git("rev-parse", "HEAD")
-    if not commit:
-        return {"version": __version__}
-    changed = "+" if _git("status", "--porcelain", "--untracked-files=no") else ""
-    return {"version": __version__, "commit": commit + changed}
+    changed = "+" if commit and _git("status", "--porcelain", "--untracked-files=no") else ""
+    return {"version": __version__, "commit": commit + changed if commit else None}
 
 
 def _git(*arguments: str) -> str:

@@ -29,6 +29,11 @@ def root_of(run_dir: Path) -> Path:
     return sweep if run_dir.parent.name == "members" and (sweep / "plan.json").exists() else run_dir
 
 
+def lock_of(run_dir: Path) -> Path:
+    """Held by the process that mirrors the directory."""
+    return root_of(run_dir) / ".mlflow.lock"
+
+
 def tracking_uri(configured: str | None, run_dir: Path) -> str:
     """Where runs go: the recipe's uri, else MLFLOW_TRACKING_URI, else SQLite in the run directory."""
     return located(configured or os.environ.get("MLFLOW_TRACKING_URI") or _OWN, run_dir)
@@ -66,11 +71,20 @@ def remember(root: Path, run_ids: Mapping[str, str]) -> None:
 
 
 def known_runs(run_dir: Path) -> dict[str, Any] | None:
-    """{tracking_uri, experiment, parent_run_id, runs}, the uri as MLflow takes it; None before there are runs."""
-    known = _read(run_dir / FILE)
-    if known is None or known.get("parent_run_id") is None:
+    """{tracking_uri, experiment, parent_run_id, runs}, the uri as MLflow takes it; None before there are runs.
+
+    Of a member of a sweep those that are its own.
+    """
+    root = root_of(run_dir)
+    known = _read(root / FILE) or {}
+    runs = {"": known.get("parent_run_id"), **known.get("runs", {})}
+    own = run_dir.resolve().relative_to(root).as_posix().removeprefix(".")
+    if runs.get(own) is None:
         return None
-    return {**known, "tracking_uri": located(known["tracking_uri"], run_dir)}
+    below = f"{own}/" if own else ""
+    children = {key.removeprefix(below): run_id for key, run_id in runs.items() if key != own and key.startswith(below)}
+    uri = located(known["tracking_uri"], root)
+    return {**known, "tracking_uri": uri, "parent_run_id": runs[own], "runs": children}
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.config.schema import TrackingConfig
+from pipeline.locks import is_held
 from pipeline.tracking.base import Status
+from pipeline.tracking.directory import lock_of
 
 CLOSE_SECONDS = 30.0
 
@@ -52,6 +54,12 @@ class Shipper:
             raise RuntimeError(f"not everything reached MLflow; `neuclip sync {self._run_dir}` sends the rest")
 
 
+def is_mirrored(run_dir: Path) -> bool:
+    """Whether some process is mirroring `run_dir` now."""
+    lock = lock_of(run_dir)
+    return lock.exists() and is_held(lock)
+
+
 @contextmanager
 def mirrored(run_dir: Path, tracking: TrackingConfig) -> Iterator[None]:
     """Mirror `run_dir` to MLflow while the block runs; whatever MLflow does, the block goes on (contract 7).
@@ -61,7 +69,7 @@ def mirrored(run_dir: Path, tracking: TrackingConfig) -> Iterator[None]:
     if not tracking.mlflow:
         yield
         return
-    shipper = Shipper(run_dir)
+    shipper = Shipper(run_dir, CLOSE_SECONDS)
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, sha256_file
 from pipeline.locks import exclusive
-from pipeline.tracking.directory import identify, located, remember, root_of
+from pipeline.tracking.directory import identify, located, lock_of, remember, root_of
 from pipeline.tracking.mlflow import MetricPoint, MlflowServer, RemoteRun, params_of, tags_of, valid_name
 from pipeline.tracking.record import Model, RunRecord, records, tracking_of
 from pipeline.tracking.spool import Spool
@@ -49,8 +49,7 @@ class Sent:
 
 def only_mirror(run_dir: Path) -> AbstractContextManager[None]:
     """One mirror of a directory at a time. Raises UserError while another process is at it."""
-    root = root_of(run_dir)
-    return exclusive(root / ".mlflow.lock", f"the way of {root} to MLflow")
+    return exclusive(lock_of(run_dir), f"the way of {root_of(run_dir)} to MLflow")
 
 
 class Mirror:

@@ -15,6 +15,7 @@ LEAVES = {
     "pipeline.files",
     "pipeline.locks",
     "pipeline.processes",
+    "pipeline.stopping",
     "pipeline.storage",
     "pipeline.hub",
     "pipeline.contact_sheet",
@@ -26,6 +27,7 @@ LEAVES = {
 LAYERS = [
     {
         "pipeline.cli",
+        "pipeline.cli_chain",
         "pipeline.cli_evaluate",
         "pipeline.cli_eval_data",
         "pipeline.cli_sync",
