@@ -70,7 +70,7 @@ def measure(folder: Path, uri: str, steps: int, step_seconds: float) -> dict[str
     output: Any = SimpleNamespace(metrics={f"train/metric_{n}": torch.rand(()) for n in range(METRICS)})
     steps_seen: list[tuple[float, float, float]] = []  # seconds of a step; of tracking in it; of CPU for that
     threads_began = time.process_time() - time.thread_time()
-    with watched(train, 0, 0, lambda: (progress.step, progress.samples_seen), config.tracking.system_every_seconds):
+    with watched(train, 0, lambda: (progress.step, progress.samples_seen), config.tracking.system_every_seconds):
         for _ in range(LOG_EVERY_STEPS + steps):
             started = time.perf_counter()
             burn(step_seconds)

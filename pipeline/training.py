@@ -116,7 +116,7 @@ def _watched(trainer: Trainer, nodes: list[str]) -> AbstractContextManager[None]
         return nullcontext()
     node, progress = nodes.index(trainer.hosts[trainer.world.rank]), trainer.progress
     every_seconds = trainer.config.tracking.system_every_seconds
-    return watched(trainer.folder, node, progress.step, lambda: (progress.step, progress.samples_seen), every_seconds)
+    return watched(trainer.folder, node, lambda: (progress.step, progress.samples_seen), every_seconds)
 
 
 def _announce(trainer: Trainer) -> None:

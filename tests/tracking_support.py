@@ -148,6 +148,8 @@ class Server:
             self._process.wait()
 
     def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self._log.read_text()
         with suppress(OSError):
             return bool(urllib.request.urlopen(f"{self.uri}/health", timeout=5).status == 200)
         return False

@@ -6,6 +6,7 @@ Names are MLflow's (`system/node_0/cpu_utilization_percentage`), so that its pag
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from statistics import fmean
 import psutil
 import pynvml
 
-from pipeline.tracking.jsonl import JsonlTracker
+from pipeline.tracking.jsonl import JsonlTracker, read_points
 
 FOLDER = "system"
 
@@ -24,17 +25,15 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def watched(
-    folder: Path, node: int, start_step: int, progress: Callable[[], tuple[int, int]], every_seconds: float
-) -> Iterator[None]:
+def watched(folder: Path, node: int, progress: Callable[[], tuple[int, int]], every_seconds: float) -> Iterator[None]:
     """Note how busy this machine is while the block runs; whatever fails in that, the block goes on.
 
-    folder: RUN/train. node: the number of this machine in the run. progress: steps done and samples seen; with
-    `start_step` as JsonlTracker has it. A line is the mean of what was measured since the one before; while no step
-    is done there is none.
+    folder: RUN/train. node: the number of this machine in the run. progress: steps done and samples seen. A line is
+    the mean of what was measured since the one before; while the run is not further than that there is none, in a
+    resumed run too: unlike its metrics, what a machine did does not come again.
     """
     stop = threading.Event()
-    arguments = (folder, node, start_step, progress, every_seconds, stop)
+    arguments = (folder, node, progress, every_seconds, stop)
     thread = threading.Thread(target=_watch, args=arguments, name="system metrics", daemon=True)
     thread.start()
     try:
@@ -47,7 +46,6 @@ def watched(
 def _watch(
     folder: Path,
     node: int,
-    start_step: int,
     progress: Callable[[], tuple[int, int]],
     every_seconds: float,
     stop: threading.Event,
@@ -55,15 +53,16 @@ def _watch(
     warned = False
     measured: list[dict[str, float]] = []
     spool: JsonlTracker | None = None
-    last_seen = -1
+    path = folder / FOLDER / f"node_{node}.jsonl"
+    last_seen = max((point.samples_seen for point in read_points(path)), default=-1)
     sensors = Sensors(folder)
     while not stop.wait(every_seconds):
         try:
             measured.append(sensors.read())
             step, seen = progress()
-            if seen == last_seen:
+            if seen <= last_seen:
                 continue
-            spool = spool or JsonlTracker(folder / FOLDER / f"node_{node}.jsonl", start_step)
+            spool = spool or JsonlTracker(path, sys.maxsize)
             names = {name: None for values in measured for name in values}
             means = {name: fmean(values[name] for values in measured if name in values) for name in names}
             spool.log({f"system/node_{node}/{name}": value for name, value in means.items()}, step, seen)

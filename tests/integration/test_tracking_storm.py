@@ -161,7 +161,7 @@ def postgres() -> Iterator[str]:
         ready = ("-h", "127.0.0.1", "-p", port, "-U", "tracking")
         eventually(lambda: run("pg_isready", *ready).wait() == 0, "PostgreSQL comes up")
         assert run("createdb", *ready, "mlflow").wait() == 0
-        yield f"postgresql://tracking@127.0.0.1:{port}/mlflow"
+        yield f"postgresql+psycopg2://tracking@127.0.0.1:{port}/mlflow"
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=PATIENCE)

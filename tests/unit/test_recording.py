@@ -32,6 +32,7 @@ def told(run_dir: Path) -> tuple[str, str]:
 
 def test_a_failed_run_goes_on_under_the_same_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("pipeline.tracking.live.CLOSE_SECONDS", 300.0)
     run = fake_run(tmp_path, mlflow=True)
     (tmp_path / "fail.check.1").touch()
     assert work_on_all(run) == [0, 0, 0, 0, 0, 2, 0, 0, 3]
@@ -69,6 +70,7 @@ def test_one_of_thousands_and_one_that_somebody_sees_to_cost_nothing(
 
 def test_each_member_of_a_sweep_is_a_run_in_one_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("pipeline.tracking.live.CLOSE_SECONDS", 300.0)
     plain = fake_run(tmp_path, mlflow=True).paths
     members = (Member("seed=1", ("seed=1",)), Member("seed=2", ("seed=2",)))
 

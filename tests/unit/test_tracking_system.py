@@ -63,7 +63,7 @@ def test_a_line_per_step_at_most_is_the_mean_since_the_one_before(tmp_path, monk
     monkeypatch.setattr(Sensors, "read", lambda self: {"cpu_utilization_percentage": float(next(readings))})
     at = SimpleNamespace(step=0)
     spool = tmp_path / "system/node_3.jsonl"
-    with watched(tmp_path, 3, 0, lambda: (at.step, 10 * at.step), every_seconds=0.005):
+    with watched(tmp_path, 3, lambda: (at.step, 10 * at.step), every_seconds=0.005):
         eventually(lambda: len(read_points(spool)) == 1)
         first = next(readings)
         eventually(lambda: next(readings) > first + 5)  # the loop hangs: nothing is said
@@ -76,6 +76,14 @@ def test_a_line_per_step_at_most_is_the_mean_since_the_one_before(tmp_path, monk
     assert points[0].metrics == {name: 0.0}
     assert points[1].metrics[name] > 2
 
+    at.step = 2  # killed, and resumed from a checkpoint: what MLflow has already is not said in other words
+    with watched(tmp_path, 3, lambda: (at.step, 10 * at.step), every_seconds=0.005):
+        last = next(readings)
+        eventually(lambda: next(readings) > last + 5)
+        at.step = 5
+        eventually(lambda: len(read_points(spool)) == 3)
+    assert [point.samples_seen for point in read_points(spool)] == [0, 40, 50]
+
 
 def test_sensors_that_fail_are_warned_about_once(tmp_path, monkeypatch, caplog):
     calls = []
@@ -85,7 +93,7 @@ def test_sensors_that_fail_are_warned_about_once(tmp_path, monkeypatch, caplog):
         raise OSError("no /proc here")
 
     monkeypatch.setattr(Sensors, "read", fail)
-    with caplog.at_level(logging.WARNING), watched(tmp_path, 0, 0, lambda: (1, 1), every_seconds=0.005):
+    with caplog.at_level(logging.WARNING), watched(tmp_path, 0, lambda: (1, 1), every_seconds=0.005):
         eventually(lambda: len(calls) > 3)
     warned = [record.getMessage() for record in caplog.records if record.name == system.__name__]
     assert warned == ["system metrics of this node failed, training goes on: no /proc here"]
