@@ -116,30 +116,38 @@ class ParameterNorms:
 
 
 class Logging:
-    """Reduces the metrics every so many steps and hands them to the tracker."""
+    """Reduces the metrics every so many steps and hands them to the tracker; what that costs a step is one of them."""
 
     def __init__(self, every_steps: int, first_step: int) -> None:
         self._every = every_steps
         self._last_step = first_step
         self._last_time = time.perf_counter()
+        self._own_seconds = 0.0
 
     def before_step(self, trainer: Trainer) -> None:
         pass
 
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
-        for name, value in output.metrics.items():
-            trainer.metrics.record(name, value, _reduction(name))
+        began = time.perf_counter()
+        trainer.metrics.record_all(output.metrics, _reduction)
         step = trainer.progress.step
-        if step % self._every and step != trainer.total_steps:
-            return
-        if trainer.world.device.type == "cuda":
-            torch.cuda.synchronize()
-        now = time.perf_counter()
+        due = step % self._every == 0 or step == trainer.total_steps
+        self._own_seconds += time.perf_counter() - began
+        if due:
+            if trainer.world.device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            self._log(trainer, step, began)
+            self._own_seconds = time.perf_counter() - began  # told with the next point
+
+    def _log(self, trainer: Trainer, step: int, now: float) -> None:
         steps, seconds = step - self._last_step, now - self._last_time
         self._last_step, self._last_time = step, now
         metrics = trainer.metrics.flush()
         metrics["train/samples_per_second"] = steps * trainer.config.train.global_batch_size / seconds
         metrics["train/epoch"] = trainer.progress.samples_seen / len(trainer.corpus)
+        metrics["system/tracking_seconds"] = self._own_seconds / steps
+        metrics["system/tracking_share"] = self._own_seconds / seconds
         for seconds_name, share_name in (
             ("data/wait_seconds", "data/wait_share"),
             ("npn/seconds", "npn/share"),

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import click
 
 from pipeline import __version__
+from pipeline.cli_chain import jobs_option, logs, retry, selection_options, status, sweep_option, work
 from pipeline.cli_eval_data import eval_data
 from pipeline.cli_evaluate import aggregate, evaluate
+from pipeline.cli_sync import sync
 from pipeline.errors import UserError
 from pipeline.processes import die_with_parent
 
@@ -50,6 +52,7 @@ def main() -> None:
     Start here:
       neuclip demo --workdir demo      the whole chain on images that it draws itself, about ten minutes
       neuclip run RECIPE --workdir DIR the same chain for a recipe
+      neuclip status DIR               where it stands, and what to type next
     \b
     Each stage is a command of its own, `data-prep` before these: train, export, evaluate, report.
     """
@@ -65,20 +68,13 @@ _workdir = click.option(
     type=click.Path(path_type=Path),
     help="Run directory: everything is made in here.",
 )
-_jobs = click.option(
-    "--jobs",
-    type=click.IntRange(1),
-    default=lambda: max(1, (os.cpu_count() or 1)),
-    show_default="number of cores",
-    help="Elements of one stage (work items of ingest) that run at once.",
-)
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
 @main.command()
 @_workdir
 @click.option("--quick", is_flag=True, help="A tenth of the images and steps: shows that everything works, not scores.")
-@_jobs
+@jobs_option
 @_overrides
 def demo(workdir: Path, quick: bool, jobs: int, overrides: tuple[str, ...]) -> None:
     """The whole pipeline on images that it draws itself.
@@ -90,33 +86,49 @@ def demo(workdir: Path, quick: bool, jobs: int, overrides: tuple[str, ...]) -> N
     """
     from pipeline.launch.demo import QUICK
 
-    _run("demo", workdir, jobs, (*(QUICK if quick else ()), *overrides))
+    _run("demo", workdir, (*(QUICK if quick else ()), *overrides), jobs)
 
 
 @main.command(epilog=OVERRIDES)
 @click.argument("recipe")
 @_workdir
-@_jobs
+@sweep_option
+@selection_options
+@jobs_option
 @_overrides
-def run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> None:
+def run(recipe: str, workdir: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Every stage of RECIPE on this machine.
 
     Ingest, train, export, evaluate, report. RECIPE is a shipped name (see pipeline/recipes) or a YAML file.
-    Stopped at any point, the same command goes on; a changed recipe is refused with the difference.
+    Stopped at any point, the same command goes on; a changed recipe is refused with the difference. Where an element
+    fails, the others of its stage are done and the run ends there: mend the cause, then `neuclip retry DIR`.
+    A file DIR/STOP ends it from elsewhere.
+
+    \b
+    Examples:
+      neuclip run emoji --workdir emoji-run data=FOLDER
+      neuclip run demo --workdir rivals --sweep objective=neuclip,fastclip --sweep seed=0,1
     """
-    _run(recipe, workdir, jobs, overrides)
+    _run(recipe, workdir, overrides, **options)
 
 
-def _run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> None:
+def _run(
+    recipe: str,
+    workdir: Path,
+    overrides: tuple[str, ...],
+    jobs: int,
+    sweep: tuple[str, ...] = (),
+    first: str | None = None,
+    only: str | None = None,
+) -> None:
     from pipeline.config.loader import load_recipe
-    from pipeline.launch import local
+    from pipeline.launch.local import bring_to_done
     from pipeline.launch.outcome import print_outcome
-    from pipeline.launch.plan import settle
+    from pipeline.launch.settle import settle
+    from pipeline.launch.sweep import sweep_members
 
-    paths, did_something = local.run(settle(load_recipe(recipe, overrides), workdir), workdir, jobs)
-    if not did_something:
-        click.echo(f"Nothing to do: every stage of {paths.root} is done.")
-    print_outcome(paths)
+    settled = settle(load_recipe(recipe, overrides), workdir, sweep_members(sweep))
+    print_outcome(*bring_to_done(settled, jobs, first, only))
 
 
 @main.command(epilog=OVERRIDES)
@@ -185,6 +197,7 @@ def export(checkpoint: Path, out: Path, weights: Literal["auto", "average", "las
 main.add_command(evaluate)
 main.add_command(aggregate)
 main.add_command(eval_data)
+main.add_command(sync)
 
 
 @main.command()
@@ -204,22 +217,7 @@ def report(run_dir: Path) -> None:
     click.echo(build_report(run_dir))
 
 
-@main.command()
-@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def status(run_dir: Path) -> None:
-    """Say which stages of RUN_DIR are done.
-
-    A stage counts as done while its inputs are unchanged and the files that prove it are there.
-
-    \b
-    Example:
-      neuclip status demo
-    """
-    from pipeline.launch.markers import is_done
-    from pipeline.launch.plan import open_plan
-    from pipeline.launch.stages import build_stages
-
-    paths = open_plan(run_dir)
-    for stage in build_stages(paths):
-        done = sum(is_done(paths, stage, element) for element in range(stage.elements))
-        click.echo(f"{stage.name:12} {done}/{stage.elements} done")
+main.add_command(status)
+main.add_command(logs)
+main.add_command(retry)
+main.add_command(work)

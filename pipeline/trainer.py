@@ -68,8 +68,9 @@ class Trainer:
         self.consumed = ConsumedDigest(self.progress.order_digest)
         self.waited_seconds = 0.0  # for data, in this life
         engine = self.engine
+        self.hosts = hosts()
         self.health = Health(
-            config, engine.parameter_groups, engine.schedule.warmup_steps, engine.objective.rho, hosts()
+            config, engine.parameter_groups, engine.schedule.warmup_steps, engine.objective.rho, self.hosts
         )
         self.tracker: Tracker
 

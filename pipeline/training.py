@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pipeline import collectives, distributed
+from pipeline.code_version import code_version
 from pipeline.config.schema import RunConfig
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, write_json
 from pipeline.health.watchdog import Watchdog
 from pipeline.locks import exclusive
-from pipeline.preemption import EXIT_PREEMPTED, STOP_FILE
+from pipeline.stopping import EXIT_STOPPED, STOP_FILE
 from pipeline.tracking import training_tracker
 from pipeline.tracking.base import NullTracker, Status, Tracker
+from pipeline.tracking.system import watched
 from pipeline.trainer import METRICS, Trainer, summarise
 
 log = logging.getLogger(__name__)
@@ -68,14 +71,17 @@ def _alone(folder: Path, world: World) -> Iterator[None]:
 
 
 def _fit(trainer: Trainer, world: World, run_dir: Path) -> int:
+    nodes = list(dict.fromkeys(trainer.hosts))
     tracker: Tracker = NullTracker()
     if world.rank == 0:
-        tracker = training_tracker(
-            trainer.config, run_dir, trainer.folder / METRICS, trainer.progress.step, trainer.total_steps
-        )
+        start = (trainer.progress.step, trainer.progress.samples_seen)
+        told = {**code_version(), "nodes": nodes, **_told(trainer)}
+        spool = trainer.folder / METRICS
+        tracker = training_tracker(trainer.config.tracking, run_dir, spool, start, trainer.total_steps, told)
     status: Status = "failed"
     try:
-        status = trainer.fit(tracker)
+        with _watched(trainer, nodes):
+            status = trainer.fit(tracker)
         trainer.heartbeat.next("closing the tracker", trainer.progress.step)
     finally:
         tracker.close(status)
@@ -83,10 +89,34 @@ def _fit(trainer: Trainer, world: World, run_dir: Path) -> int:
         if world.rank == 0:
             done = f"step {trainer.progress.step} of {trainer.total_steps}"
             print(f"stopped: on request, after {done}, and saved", flush=True)
-        return EXIT_PREEMPTED
+        return EXIT_STOPPED
     if world.rank == 0:
         write_json(trainer.folder / "summary.json", summarise(trainer))
     return 0
+
+
+def _told(trainer: Trainer) -> dict[str, Any]:
+    """What there is to say of a life of this run, besides where and when."""
+    corpus = trainer.corpus
+    corpora = [
+        {
+            "name": name,
+            "source": manifest.folder,
+            "fingerprint": manifest.fingerprint,
+            "samples": manifest.total_samples,
+        }
+        for name, manifest in zip(corpus.names, corpus.reader.manifests, strict=True)
+    ]
+    return {"world_size": trainer.world.size, "corpus_fingerprint": corpus.fingerprint, "corpora": corpora}
+
+
+def _watched(trainer: Trainer, nodes: list[str]) -> AbstractContextManager[None]:
+    """The first rank of each node says how busy that is."""
+    if trainer.world.local_rank != 0:
+        return nullcontext()
+    node, progress = nodes.index(trainer.hosts[trainer.world.rank]), trainer.progress
+    every_seconds = trainer.config.tracking.system_every_seconds
+    return watched(trainer.folder, node, lambda: (progress.step, progress.samples_seen), every_seconds)
 
 
 def _announce(trainer: Trainer) -> None:

@@ -274,14 +274,19 @@ class EvaluateConfig(Section):
     data: str | None = None  # folder with wds_<task>_test folders; the chain fills it in
     batch_size: int = Field(128, ge=1)
     workers: int = Field(1, ge=0)
+    elements: int = Field(1, ge=1)  # processes, or jobs of an array, among which a model's tasks are dealt
 
 
 class TrackingConfig(Section):
-    """Where runs are compared. With no uri: SQLite in the run directory."""
+    """Where runs are compared. With no uri: MLFLOW_TRACKING_URI, else SQLite in the run directory."""
 
     mlflow: bool = True
     uri: str | None = None
     experiment: str = "neuclip"
+    models: bool = True  # log the exported model with its weights
+    register_as: str | None = None  # also as a version of this registered model ...
+    alias: str = "newest"  # ... which then carries this alias
+    system_every_seconds: float = Field(10, gt=0)  # between two looks at a node's CPU, memory, network and GPUs
 
 
 class RunConfig(Section):

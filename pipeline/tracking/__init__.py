@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import TrackingConfig
 from pipeline.tracking.base import CompositeTracker, Tracker
 from pipeline.tracking.console import ConsoleTracker
 from pipeline.tracking.jsonl import JsonlTracker
-from pipeline.tracking.run_tree import RunTree
-from pipeline.tracking.shipping import MlflowTracker
+from pipeline.tracking.live import Shipper
+from pipeline.tracking.lives import LivesTracker
 
 
-def training_tracker(config: RunConfig, run_dir: Path, spool: Path, start_step: int, total_steps: int) -> Tracker:
-    """What rank 0 logs to: the spool, the terminal, and, unless it is off or away, the run's MLflow run.
+def training_tracker(
+    tracking: TrackingConfig,
+    run_dir: Path,
+    spool: Path,
+    start: tuple[int, int],
+    total_steps: int,
+    told: Mapping[str, Any],
+) -> Tracker:
+    """What rank 0 logs to: the spool, the terminal, the record of lives, and, unless it is off, the way to MLflow.
 
-    start_step: where this process continues; points beyond it are dropped from the spool.
+    start: steps done and samples seen where this process continues; points beyond it are dropped from the spool.
+    told: what the record of lives says of this one.
     """
-    trackers: list[Tracker] = [JsonlTracker(spool, start_step), ConsoleTracker(total_steps, start_step)]
-    tree = RunTree(run_dir, config)
-    run_id = tree.known("train") or tree.open("train")
-    if run_id is not None:
-        trackers.append(MlflowTracker(spool, tree.tracking_uri, tree.experiment, run_id))
+    step, samples_seen = start
+    trackers: list[Tracker] = [
+        JsonlTracker(spool, step),
+        ConsoleTracker(total_steps, step),
+        LivesTracker(spool.parent, step, samples_seen, told),
+    ]
+    if tracking.mlflow:
+        trackers.append(Shipper(run_dir))
     return CompositeTracker(trackers)

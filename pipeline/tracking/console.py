@@ -1,14 +1,14 @@
-"""One readable line per log point on the terminal, in colour where there is one."""
+"""One readable line per log point on the terminal, in bold and dim where there is one."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import IO
 
-from rich.console import Console
-from rich.text import Text
+import click
 
 from pipeline.tracking.base import Status
 
@@ -33,21 +33,26 @@ class ConsoleTracker:
         self._total_steps = total_steps
         self._start_step = start_step
         self._started = time.monotonic()
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._stream = stream
 
     def log(self, metrics: Mapping[str, float], step: int, samples_seen: int) -> None:
-        line = Text(f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", style="bold")
-        line.append(f"  samples {samples_seen:,}", style="not bold dim")
+        width = len(str(self._total_steps))
+        parts = [
+            click.style(f"step {step:>{width}}/{self._total_steps}", bold=True),
+            _dim(f"  samples {samples_seen:,}"),
+        ]
         for name, label, form in _SHOWN:
             if name in metrics:
-                line.append(f"  {label} ", style="not bold dim")
-                line.append(form.format(metrics[name]), style="not bold")
-        line.append(f"  left {self._left(step)}", style="not bold dim")
-        self._console.print(line)
+                parts += (_dim(f"  {label} "), form.format(metrics[name]))
+        parts.append(_dim(f"  left {self._left(step)}"))
+        self._say("".join(parts))
 
     def close(self, status: Status) -> None:
         seconds = timedelta(seconds=round(time.monotonic() - self._started))
-        self._console.print(Text(f"training {status} after {seconds}"))
+        self._say(f"training {status} after {seconds}")
+
+    def _say(self, line: str) -> None:
+        click.echo(line, file=self._stream, color=False if "NO_COLOR" in os.environ else None)
 
     def _left(self, step: int) -> str:
         done = step - self._start_step
@@ -55,3 +60,7 @@ class ConsoleTracker:
             return "unknown"
         rate = (time.monotonic() - self._started) / done
         return str(timedelta(seconds=round(rate * max(0, self._total_steps - step))))
+
+
+def _dim(text: str) -> str:
+    return click.style(text, dim=True)

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.files import atomic_open
 from pipeline.tracking.base import Status
 
 
@@ -40,7 +39,7 @@ class JsonlTracker:
     def __init__(self, path: Path, start_step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _keep_until(path, start_step)
+            _drop_after(path, start_step)
         self._stream = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def log(self, metrics: Mapping[str, float], step: int, samples_seen: int) -> None:
@@ -79,18 +78,21 @@ def iterate_points(path: Path, offset: int = 0) -> Iterator[tuple[Point, int]]:
                 yield point, offset
 
 
-def _keep_until(path: Path, step: int) -> None:
-    kept = b"".join(_encode(point) for point in read_points(path) if step > 0 and point.step <= step)
-    if kept != path.read_bytes():
-        with atomic_open(path) as stream:
-            stream.write(kept)
+def _drop_after(path: Path, step: int) -> None:
+    """Cut the file behind its last whole line of at most `step` steps. In place: that works on a full disk."""
+    end = 0
+    for point, behind in iterate_points(path):
+        if step == 0 or point.step > step:
+            break
+        end = behind
+    os.truncate(path, end)
 
 
 def _encode(point: Point) -> bytes:
     numbers = {name: float(value) for name, value in point.metrics.items()}
     metrics = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
     document = {**point._asdict(), "metrics": metrics}
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
 def _decode(line: bytes) -> Point | None:

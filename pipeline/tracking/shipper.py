@@ -1,7 +1,7 @@
-"""`python -m pipeline.tracking.shipper SPOOL URI EXPERIMENT RUN_ID CLOSE_SECONDS`: what MlflowTracker starts.
+"""`python -m pipeline.tracking.shipper RUN CLOSE_SECONDS`: mirrors a run directory while its parent works there.
 
-Ships the spool as it grows. Standard input is a pipe from the trainer: the word on it is the status to close
-the run with; its end without a word means that the trainer was killed. Exit status 0: everything arrived.
+Standard input is a pipe from the parent (`live`): the word `closed` on it says that all is written; its end without
+that word, that the parent was killed. Exit status 0: everything arrived, or another process sees to it.
 """
 
 from __future__ import annotations
@@ -13,65 +13,80 @@ import select
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import get_args
+from typing import Literal
 
-from pipeline.tracking.base import Status
-from pipeline.tracking.mlflow import MlflowRuns
-from pipeline.tracking.shipping import Shipment, sole_shipper
+from pipeline.errors import UserError
+from pipeline.locks import GRACE_SECONDS
+from pipeline.tracking.mirror import Mirror, only_mirror
 
-_POLL_SECONDS = 1.0
-_RETRY_SECONDS = 30.0  # longest wait between two attempts at a server that is away
+POLL_SECONDS = 1.0
+RETRY_SECONDS = 30.0  # longest wait between two attempts at a server that is away
+WHOLE_SECONDS = 30.0  # between two looks at everything; spools are looked at with each poll
 
 _log = logging.getLogger(__name__)
 
 
-def _ship(spool: Path, uri: str, experiment: str, run_id: str, close_seconds: float) -> bool:
-    """Ship until the trainer ends, then close the run; returns whether everything arrived in time."""
-    shipment: Shipment | None = None
-    status: Status | None = None
-    deadline = math.inf
-    wait = _POLL_SECONDS
+def ship(run_dir: Path, close_seconds: float) -> bool:
+    """Mirror `run_dir` until the parent ends, and then once more; returns whether all arrived within close_seconds."""
+    mirror: Mirror | None = None
+    ended: Literal["", "closed", "killed"] = ""
+    deadline, next_whole, wait, warned = math.inf, 0.0, POLL_SECONDS, False
     while time.monotonic() < deadline:
         try:
-            if shipment is None:
-                runs = MlflowRuns(uri, experiment)
-                runs.resume(run_id)
-                shipment = Shipment(spool, runs, run_id)
-            shipment.advance()
-            if status is not None:
-                runs.close(run_id, status)
+            mirror = mirror or Mirror(run_dir)
+            started = time.monotonic()
+            whole = bool(ended) or started >= next_whole
+            sent = mirror.advance() if whole else mirror.advance_points()
+            if whole:
+                next_whole = time.monotonic() + max(WHOLE_SECONDS, 20 * (time.monotonic() - started))
+            for problem in sent.problems if not warned else ():
+                _log.warning("MLflow at %s: %s", mirror.uri, problem)
+            if warned and not sent.problems:
+                _log.warning("MLflow at %s is back", mirror.uri)
+            warned = bool(sent.problems)
+            # Of a killed parent the locks may be held for a moment by children that are about to notice.
+            if ended and not sent.problems and not (ended == "killed" and sent.running):
                 return True
-            if wait > _POLL_SECONDS:
-                _log.warning("MLflow at %s is back", uri)
-            wait = _POLL_SECONDS
+            wait = POLL_SECONDS
+        except UserError as error:
+            if ended:
+                _log.warning("%s", error)
+                return False
         except Exception as error:
-            if wait == _POLL_SECONDS:
-                _log.warning("MLflow at %s takes no metrics; they wait in %s: %s", uri, spool, error)
-            wait = min(2 * wait, _RETRY_SECONDS)
-        if status is not None:
-            time.sleep(_POLL_SECONDS)
-        elif (status := _last_word(wait)) is not None:
-            deadline = time.monotonic() + close_seconds
+            if not warned:
+                _log.warning("MLflow takes nothing now; it waits in %s: %s", run_dir, error)
+            wait, warned, next_whole = min(2 * wait, RETRY_SECONDS), True, 0.0
+        if ended:
+            time.sleep(POLL_SECONDS)
+        elif ended := _last_word(wait):
+            deadline = time.monotonic() + (close_seconds if ended == "closed" else max(close_seconds, GRACE_SECONDS))
     return False
 
 
-def _last_word(seconds: float) -> Status | None:
-    """The trainer's last word, waited for so long: None while it goes on, "failed" if it was killed."""
+def _last_word(seconds: float) -> Literal["", "closed", "killed"]:
+    """What the parent's end looks like, waited for so long; "" while it goes on."""
     if not select.select([sys.stdin], [], [], seconds)[0]:
-        return None
-    word = os.read(sys.stdin.fileno(), 64).decode()
-    return next((status for status in get_args(Status) if status == word), "failed")
+        return ""
+    return "closed" if os.read(sys.stdin.fileno(), 64) else "killed"
 
 
-def _main(spool: str, uri: str, experiment: str, run_id: str, close_seconds: str) -> int:
+def _main(run: str, close_seconds: str) -> int:
     logging.basicConfig(format="%(message)s")
-    # Signals go to whole process groups, but the shipper ends after its trainer. It yields the CPU to it.
+    # Signals go to whole process groups, but the shipper ends after its parent. It yields the CPU to it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.nice(10)
-    with sole_shipper(Path(spool)):
-        return 0 if _ship(Path(spool), uri, experiment, run_id, float(close_seconds)) else 1
+    with ExitStack() as alone:
+        while True:
+            try:
+                alone.enter_context(only_mirror(Path(run)))
+                break
+            except UserError:  # another process mirrors this directory; if it ends, this one goes on
+                if _last_word(POLL_SECONDS):
+                    return 0
+        return 0 if ship(Path(run), float(close_seconds)) else 1
 
 
 if __name__ == "__main__":

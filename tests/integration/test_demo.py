@@ -21,6 +21,7 @@ import pytest
 
 from pipeline.files import sha256_file
 from pipeline.launch.plan import free_port
+from tests.tracking_support import assert_arrived
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -92,20 +93,30 @@ def test_summary_and_report_hold_what_they_promise(undisturbed: Path) -> None:
     assert 'src="http' not in page
 
 
-def test_mlflow_has_a_parent_and_a_child_per_stage(undisturbed: Path) -> None:
-    from mlflow.tracking import MlflowClient
+def test_mlflow_has_the_run_as_docs_tracking_says(undisturbed: Path) -> None:
+    from mlflow import MlflowClient
 
-    known = json.loads((undisturbed / "mlflow.json").read_text())
-    client = MlflowClient(known["tracking_uri"])
-    assert set(known["runs"]) == set(STAGES)
-    assert client.get_run(known["parent_run_id"]).info.status == "FINISHED"
-    for run_id in known["runs"].values():
-        run = client.get_run(run_id)
-        assert run.data.tags["mlflow.parentRunId"] == known["parent_run_id"]
-        assert run.info.status == "FINISHED"
-    losses = client.get_metric_history(known["runs"]["train"], "train/loss")
-    logged = [json.loads(line) for line in (undisturbed / "train/metrics.jsonl").read_text().splitlines()]
-    assert [point.step for point in losses] == [line["samples_seen"] for line in logged]
+    uri = f"sqlite:///{undisturbed}/mlflow.db"
+    client, known = MlflowClient(uri, uri), json.loads((undisturbed / "mlflow.json").read_text())
+    assert set(known["runs"]) == {"ingest", "train", "evaluate"}
+    ids = {"": known["parent_run_id"], **known["runs"]}
+    runs = {key: client.get_run(run_id) for key, run_id in ids.items()}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs.values()} == {None, ids[""]}
+    assert_arrived(client, ids["train"], undisturbed / "train/metrics.jsonl")
+    families = {name.split("/")[0] for name in runs["train"].data.metrics}
+    assert {"train", "npn", "data", "system", "checkpoint"} <= families
+    manifest = json.loads((undisturbed / "corpora/demo/manifest.json").read_text())
+    assert runs["ingest"].data.metrics["data/ok"] == manifest["ok"]
+    scores = json.loads((undisturbed / "results/aggregate.json").read_text())["scores"]
+    assert {f"eval/{task}" for task in scores} <= set(runs[""].data.metrics) & set(runs["evaluate"].data.metrics)
+    digests = {key: {entry.dataset.digest for entry in run.inputs.dataset_inputs} for key, run in runs.items()}
+    assert digests["train"] == digests["ingest"] == {manifest["fingerprint"][:36]}
+    assert len(digests["evaluate"]) == len(scores)
+    assert {entry.path for entry in client.list_artifacts(ids[""])} >= {"report.html", "recipe.yaml", "plan.json"}
+    (model,) = client.search_logged_models([runs[""].info.experiment_id])
+    weights = Path(model.artifact_location.removeprefix("file://")) / "open_clip_model.safetensors"
+    assert sha256_file(weights) == sha256_file(undisturbed / "model/open_clip_model.safetensors")
 
 
 def test_a_second_run_does_nothing(undisturbed: Path, port: int) -> None:
@@ -128,9 +139,9 @@ def test_only_what_depends_on_a_lost_file_is_made_again(undisturbed: Path, port:
     workdir = tmp_path / "copy"
     shutil.copytree(undisturbed, workdir)
     (workdir / "model/open_clip_model.safetensors").unlink()
-    markers = {p.name: p.stat().st_mtime_ns for p in (workdir / "stages").iterdir()}
+    markers = {p.name: p.stat().st_mtime_ns for p in (workdir / "stages").glob("*.json")}
     finish(workdir, port)
-    changed = {p.name for p in (workdir / "stages").iterdir() if p.stat().st_mtime_ns != markers[p.name]}
+    changed = {p.name for p in (workdir / "stages").glob("*.json") if p.stat().st_mtime_ns != markers[p.name]}
     assert changed == {"export.0.json"}  # the same weights come out, so nothing after it is stale
     assert state(workdir) == state(undisturbed)
 

@@ -10,10 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LEAVES = {
     "pipeline",
+    "pipeline.code_version",
     "pipeline.errors",
     "pipeline.files",
     "pipeline.locks",
     "pipeline.processes",
+    "pipeline.stopping",
     "pipeline.storage",
     "pipeline.hub",
     "pipeline.contact_sheet",
@@ -23,7 +25,15 @@ LEAVES = {
 }
 # From the top down; a module may import its own layer's package and any layer below, and the leaves.
 LAYERS = [
-    {"pipeline.cli", "pipeline.cli_evaluate", "pipeline.cli_eval_data", "pipeline.launch", "pipeline.__main__"},
+    {
+        "pipeline.cli",
+        "pipeline.cli_chain",
+        "pipeline.cli_evaluate",
+        "pipeline.cli_eval_data",
+        "pipeline.cli_sync",
+        "pipeline.launch",
+        "pipeline.__main__",
+    },
     {"pipeline.training", "pipeline.dry_run"},
     {
         "pipeline.trainer",

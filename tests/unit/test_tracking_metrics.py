@@ -8,9 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.tracking import metrics
 from pipeline.tracking.metrics import MetricBuffer
 
 NUMPY = {"mean": np.mean, "max": np.max, "sum": np.sum, "last": lambda values: values[-1]}
+
+
+@pytest.fixture(params=["here", "on an accelerator"], autouse=True, scope="module")
+def place(request):
+    """There is no accelerator here: its tensors are these, which then travel as if they were there."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "here":
+            patch.setattr(metrics, "_is_here", lambda value: False)
+        yield
 
 
 @settings(deadline=None)
@@ -42,7 +52,7 @@ def test_a_tensor_counts_as_it_was_when_recorded_and_keeps_no_graph():
     buffer.record("tau", tau, "last")
     with torch.no_grad():
         tau.mul_(2)
-    assert not any(value.requires_grad for value in buffer._values["tau"])
+    assert not any(value.vector.requires_grad for value in buffer._values["tau"] if not isinstance(value, float))
     assert buffer.flush() == {"tau": pytest.approx(0.07)}
 
 
@@ -67,3 +77,14 @@ def test_misuse_is_named():
         MetricBuffer().record("loss", torch.zeros(2))
     with pytest.raises(ValueError, match="unknown reduction 'median', known are mean, last, max, sum"):
         MetricBuffer().record("loss", 1.0, "median")
+
+
+def test_values_of_one_step_and_several_types_are_recorded_together():
+    buffer = MetricBuffer()
+    single, double = torch.tensor(1.5), torch.tensor([2.0], dtype=torch.float64)
+    for _ in range(3):
+        values = {"a": single, "b": 4.0, "c": double, "d": torch.tensor(7, dtype=torch.int64)}
+        buffer.record_all(values, lambda name: "sum" if name == "a" else "last")
+        single += 1
+        double *= 2
+    assert list(buffer.flush().items()) == [("a", 1.5 + 2.5 + 3.5), ("b", 4.0), ("c", 8.0), ("d", 7.0)]
