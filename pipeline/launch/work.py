@@ -152,8 +152,9 @@ def _execute(
     if process.returncode == 0:
         return command, _Ended("done", 0)
     if process.returncode == EXIT_STOPPED or forwarder.asked:
-        by = f"by {', '.join(forwarder.asked)}: " if forwarder.asked else ""
-        return command, _Ended("stopped", process.returncode, f"stopped {by}{said.removeprefix('stopped: ')}")
+        by = f"stopped by {', '.join(forwarder.asked)}" if forwarder.asked else "stopped"
+        said = said.removeprefix("stopped: ")
+        return command, _Ended("stopped", process.returncode, f"{by}: {said}" if said else by)
     return command, _Ended("failed", process.returncode, f"exit status {process.returncode}\n{said}\nFull log: {log}")
 
 
