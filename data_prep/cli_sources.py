@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="0: any free port, which is printed.")
-def serve(path: Path, host: str, port: int) -> None:
+@click.option("--while-locked", type=click.Path(path_type=Path), help="End once no process holds this lock file.")
+def serve(path: Path, host: str, port: int, while_locked: Path | None) -> None:
     """Serve image files, or the images of a Parquet file, over HTTP until Ctrl-C.
 
     \b
@@ -29,6 +30,8 @@ def serve(path: Path, host: str, port: int) -> None:
     from data_prep.serve import ImageServer
 
     server = ImageServer(path, host, port)
+    if while_locked is not None:
+        server.end_without_users(while_locked)
     click.echo(f"serving {path} at {server.url} (Ctrl-C ends it)")
     try:
         server.serve_forever()

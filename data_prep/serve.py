@@ -10,6 +10,8 @@ wrong, as answers do on the web.
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import sys
 import threading
 import time
@@ -101,6 +103,16 @@ class ImageServer(ThreadingHTTPServer):
             self._answered[path] += 1
             recovered = self._answered[path] > behaviour.failures
         return Behaviour() if recovered else behaviour
+
+    def end_without_users(self, lock: Path) -> None:
+        """End this process once nobody holds the lock file any more. Whoever wants it then waits for that end."""
+
+        def watch() -> None:
+            with open(lock, "a") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                os._exit(0)
+
+        threading.Thread(target=watch, name="users", daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up (time-outs, kills) are the normal case here: nothing to say of those."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import click
 
 from pipeline import __version__
+from pipeline.cli_chain import jobs_option, work
 from pipeline.cli_eval_data import eval_data
 from pipeline.cli_evaluate import aggregate, evaluate
 from pipeline.errors import UserError
@@ -65,20 +66,13 @@ _workdir = click.option(
     type=click.Path(path_type=Path),
     help="Run directory: everything is made in here.",
 )
-_jobs = click.option(
-    "--jobs",
-    type=click.IntRange(1),
-    default=lambda: max(1, (os.cpu_count() or 1)),
-    show_default="number of cores",
-    help="Elements of one stage (work items of ingest) that run at once.",
-)
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
 @main.command()
 @_workdir
 @click.option("--quick", is_flag=True, help="A tenth of the images and steps: shows that everything works, not scores.")
-@_jobs
+@jobs_option
 @_overrides
 def demo(workdir: Path, quick: bool, jobs: int, overrides: tuple[str, ...]) -> None:
     """The whole pipeline on images that it draws itself.
@@ -96,7 +90,7 @@ def demo(workdir: Path, quick: bool, jobs: int, overrides: tuple[str, ...]) -> N
 @main.command(epilog=OVERRIDES)
 @click.argument("recipe")
 @_workdir
-@_jobs
+@jobs_option
 @_overrides
 def run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> None:
     """Every stage of RECIPE on this machine.
@@ -109,14 +103,14 @@ def run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> No
 
 def _run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> None:
     from pipeline.config.loader import load_recipe
-    from pipeline.launch import local
+    from pipeline.launch.local import bring_to_done
     from pipeline.launch.outcome import print_outcome
-    from pipeline.launch.plan import settle
+    from pipeline.launch.settle import settle
 
-    paths, did_something = local.run(settle(load_recipe(recipe, overrides), workdir), workdir, jobs)
+    run, did_something = bring_to_done(settle(load_recipe(recipe, overrides), workdir), jobs)
     if not did_something:
-        click.echo(f"Nothing to do: every stage of {paths.root} is done.")
-    print_outcome(paths)
+        click.echo(f"Nothing to do: every stage of {run.paths.root} is done.")
+    print_outcome(run.paths)
 
 
 @main.command(epilog=OVERRIDES)
@@ -182,6 +176,7 @@ def export(checkpoint: Path, out: Path, weights: Literal["auto", "average", "las
     click.echo(f"{out}: {what}")
 
 
+main.add_command(work)
 main.add_command(evaluate)
 main.add_command(aggregate)
 main.add_command(eval_data)
@@ -215,11 +210,9 @@ def status(run_dir: Path) -> None:
     Example:
       neuclip status demo
     """
-    from pipeline.launch.markers import is_done
-    from pipeline.launch.plan import open_plan
-    from pipeline.launch.stages import build_stages
+    from pipeline.launch.markers import todo
+    from pipeline.launch.run import Run
 
-    paths = open_plan(run_dir)
-    for stage in build_stages(paths):
-        done = sum(is_done(paths, stage, element) for element in range(stage.elements))
-        click.echo(f"{stage.name:12} {done}/{stage.elements} done")
+    run = Run.open(run_dir)
+    for stage in run.stages:
+        click.echo(f"{stage.name:12} {stage.elements - len(todo(run, stage))}/{stage.elements} done")

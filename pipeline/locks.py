@@ -19,19 +19,21 @@ from pipeline.errors import UserError
 from pipeline.files import full_disk_named
 
 GRACE_SECONDS = 15  # forked children of a killed holder live on for up to 5 s
+PROBE_SECONDS = 0.5  # `is_held` holds a free lock for a moment
 
 
 @contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path`, or raise UserError that says who holds it. what: the thing, for the message."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + GRACE_SECONDS
+    began = time.monotonic()
     with open(path, "a+", encoding="utf-8") as stream:
         while not _try_lock(stream):
             stream.seek(0)
             holder = stream.read().strip() or "another process"
-            if _is_dead(holder) and time.monotonic() < deadline:
-                time.sleep(0.2)  # a child that it forked still has the lock, and is about to notice
+            # A child that a dead holder forked still has the lock, and is about to notice.
+            if time.monotonic() - began < (GRACE_SECONDS if _is_dead(holder) else PROBE_SECONDS):
+                time.sleep(0.1)
                 continue
             raise UserError(
                 f"{what} is in use by {holder}: two processes on it would tear each other's files. "
@@ -68,6 +70,15 @@ def taking_turns(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` together with others; waits for whoever holds it alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
         yield
 
 

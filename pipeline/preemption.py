@@ -1,7 +1,7 @@
 """A request to stop: a signal, or a `STOP` file that a colleague without rights on the job can leave.
 
 The first signal is only noted; the trainer asks between steps, on all ranks at once, saves after one step more, and
-exits with EXIT_PREEMPTED. A second one ends the process at once, and so does a stop that takes too long: both also
+exits with EXIT_STOPPED. A second one ends the process at once, and so does a stop that takes too long: both also
 while the loop is stuck, for a thread of its own reads what the kernel delivers.
 """
 
@@ -25,10 +25,9 @@ import torch
 from pipeline import collectives
 from pipeline.distributed import World
 from pipeline.health.last_resort import set_deadline
+from pipeline.stopping import STOP_FILE
 from pipeline.transfer import Transfer
 
-STOP_FILE = "STOP"
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again to go on
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_open, write_json
 from pipeline.health.watchdog import Watchdog
 from pipeline.locks import exclusive
-from pipeline.preemption import EXIT_PREEMPTED, STOP_FILE
+from pipeline.stopping import EXIT_STOPPED, STOP_FILE
 from pipeline.tracking import training_tracker
 from pipeline.tracking.base import NullTracker, Status, Tracker
 from pipeline.trainer import METRICS, Trainer, summarise
@@ -83,7 +83,7 @@ def _fit(trainer: Trainer, world: World, run_dir: Path) -> int:
         if world.rank == 0:
             done = f"step {trainer.progress.step} of {trainer.total_steps}"
             print(f"stopped: on request, after {done}, and saved", flush=True)
-        return EXIT_PREEMPTED
+        return EXIT_STOPPED
     if world.rank == 0:
         write_json(trainer.folder / "summary.json", summarise(trainer))
     return 0

@@ -39,6 +39,14 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return parse(RunConfig, tree, where=str(recipe))
 
 
+def with_overrides(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
+    """A resolved recipe with `key=value` overrides on top. Raises UserError as `load_recipe` does."""
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        _apply(tree, override)
+    return parse(RunConfig, tree, where=config.name)
+
+
 def find_recipe(recipe: str | Path) -> Path:
     """The file of a recipe given by name or path."""
     for path in (RECIPES / f"{recipe}.yaml", Path(recipe)):

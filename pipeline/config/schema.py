@@ -274,6 +274,7 @@ class EvaluateConfig(Section):
     data: str | None = None  # folder with wds_<task>_test folders; the chain fills it in
     batch_size: int = Field(128, ge=1)
     workers: int = Field(1, ge=0)
+    elements: int = Field(1, ge=1)  # processes, or jobs of an array, among which a model's tasks are dealt
 
 
 class TrackingConfig(Section):

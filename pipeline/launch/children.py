@@ -14,11 +14,14 @@ from typing import IO
 from pipeline.launch.stop_signal import held
 from pipeline.processes import die_with_parent
 
-END_SECONDS = 30  # for a child to end by itself: a trainer finishes its step and saves
+END_SECONDS = 30  # for a child to end by itself
 
 
 def start(command: Sequence[str], log: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a command that writes to `log` and dies with this process, however that dies."""
+    """Start a command that writes to `log` and dies with this process, however that dies.
+
+    In a session of its own: Ctrl-C at a terminal reaches only who was started there, and is passed on once.
+    """
     with held():
         return subprocess.Popen(
             command,
@@ -26,15 +29,16 @@ def start(command: Sequence[str], log: IO[bytes], environment: Mapping[str, str]
             stdout=log,
             stderr=subprocess.STDOUT,
             env=dict(environment),
+            start_new_session=True,
             preexec_fn=partial(die_with_parent, os.getpid()),
         )
 
 
-def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask all of them to end, and kill those that do not within END_SECONDS."""
+def end(processes: Sequence[subprocess.Popen[bytes]], seconds: float = END_SECONDS) -> None:
+    """Ask all of them to end, and kill those that do not within so many seconds."""
     for process in processes:
         process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + END_SECONDS
+    deadline = time.monotonic() + seconds
     for process in processes:
         try:
             process.wait(timeout=max(0.0, deadline - time.monotonic()))
@@ -44,7 +48,9 @@ def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def last_line(log: Path, size: int = 2000) -> str:
-    """The last line of a log that says something, or ''."""
+    """The last line of a log that says something, or '', also where there is no log."""
+    if not log.exists():
+        return ""
     with open(log, "rb") as stream:
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - size))
         lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]

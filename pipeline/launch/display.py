@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -43,7 +43,7 @@ class _Row:
 class Display:
     """The stages of one run, from `start` to `finish` each; a context manager."""
 
-    def __init__(self, stages: list[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage]) -> None:
         self._console = Console(stderr=True)
         self._rows = {stage.name: _Row(stage.elements) for stage in stages}
         self._spinner = Spinner("dots")

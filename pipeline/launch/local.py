@@ -1,143 +1,150 @@
-"""The local backend: runs on this machine whatever the plan still lacks, stage by stage."""
+"""The local backend: has the elements that a run still lacks worked on by processes of this machine."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO
 
-from pipeline.config.schema import RunConfig
 from pipeline.errors import UserError
+from pipeline.launch.attempts import read_attempts
 from pipeline.launch.children import end, last_line, start
 from pipeline.launch.display import Display
-from pipeline.launch.image_server import image_server
-from pipeline.launch.markers import is_done, mark_done
-from pipeline.launch.outcome import stage_artifacts, stage_metrics
+from pipeline.launch.markers import todo
 from pipeline.launch.paths import RunPaths
 from pipeline.launch.plan import freeze
-from pipeline.launch.stages import Stage, build_stages
+from pipeline.launch.run import Run
+from pipeline.launch.stages import Stage
 from pipeline.launch.stop_signal import ended_by_signal, held, raise_if_stopped
 from pipeline.locks import exclusive
-from pipeline.tracking.run_tree import RunTree
+from pipeline.stopping import EXIT_STOPPED, STOP_FILE
 
 POLL_SECONDS = 0.1
 
 
+class RunStopped(UserError):
+    """The run was asked to stop and did; it can go on."""
+
+    exit_status = EXIT_STOPPED
+
+
 @dataclass
-class _Element:
-    """One running element of a stage."""
+class _Worker:
+    """One running `neuclip work`. output: what it says."""
 
-    number: int
-    command: list[str]
+    element: int
     process: subprocess.Popen[bytes]
-    log: Path
-    started_at: float = field(default_factory=time.time)
+    output: IO[bytes]
 
 
-def run(config: RunConfig, run_dir: Path, jobs: int) -> tuple[RunPaths, bool]:
-    """Bring every stage of a settled recipe to done in `run_dir`; returns its paths, and whether anything was missing.
+def worker_command(run: Run, stage: Stage, element: int) -> list[str]:
+    """How this backend has an element worked on."""
+    return [sys.executable, "-m", "pipeline", "work", str(run.paths.root), stage.name, str(element)]
 
-    jobs: elements of a stage that run at once. Raises UserError with the failed command's own message.
+
+def bring_to_done(paths: RunPaths, jobs: int, first: str | None = None, only: str | None = None) -> tuple[Run, bool]:
+    """Freeze a settled plan and do what is missing; returns the run, and whether anything was missing.
+
+    jobs: elements of a stage that run at once. first, only: names that leave out other stages. A stage whose element
+    fails is worked on to its end, none after it is begun. Raises UserError with what the failed commands said,
+    RunStopped where RUN/STOP ended it.
     """
-    with exclusive(run_dir / ".lock", str(run_dir)), ended_by_signal():
-        paths = freeze(config, run_dir)
-        stages = build_stages(paths)
-        missing = any(_todo(paths, stage) for stage in stages)
+    with exclusive(paths.root / ".lock", str(paths.root)), ended_by_signal():
+        run = Run.planned(freeze(paths))
+        stages = run.select(first, only)
+        missing = any(todo(run, stage) for stage in stages)
         if missing:
-            _run_stages(paths, stages, jobs)
-    return paths, missing
+            _work_on(run, stages, jobs)
+    return run, missing
 
 
-def _run_stages(paths: RunPaths, stages: list[Stage], jobs: int) -> None:
-    tree = RunTree(paths.root, paths.config)
+def _work_on(run: Run, stages: Sequence[Stage], jobs: int) -> None:
     with Display(stages) as display:
         for stage in stages:
             raise_if_stopped()
-            todo = _todo(paths, stage)
-            if not todo:
+            lacking = todo(run, stage)
+            if not lacking:
                 display.skip(stage.name)
                 continue
-            display.start(stage.name, todo)
-            tree.open(stage.name)
+            _refuse_stop(run)
+            display.start(stage.name, lacking)
             try:
-                with image_server(paths) if stage.served else nullcontext(lambda: None) as check:
-                    _run_elements(paths, stage, todo, jobs, display, check)
+                # Ranks that work as one have the machine for themselves.
+                ended = _work_on_elements(run, stage, lacking, 1 if stage.together else jobs, display)
+                _raise_for(run, stage, ended, len(lacking))
             except BaseException:
                 display.fail(stage.name)
-                tree.close(stage.name, "failed")
-                tree.close_parent("failed")
                 raise
             display.finish(stage.name)
-            if stage.name == "train":
-                tree.replay("train", paths.train / "metrics.jsonl")
-            tree.record(stage.name, stage_metrics(paths, stage.name), stage_artifacts(paths, stage.name))
-            tree.close(stage.name, "finished")
-    tree.record_parent(stage_metrics(paths, "evaluate"), stage_artifacts(paths, "report"))
-    tree.close_parent("finished")
 
 
-def _todo(paths: RunPaths, stage: Stage) -> list[int]:
-    return [element for element in range(stage.elements) if not is_done(paths, stage, element)]
-
-
-def _run_elements(
-    paths: RunPaths, stage: Stage, todo: list[int], jobs: int, display: Display, check: Callable[[], None]
-) -> None:
-    """check: raises when something that the elements rely on is gone; asked before any is called done."""
-    waiting = list(reversed(todo))
-    running: list[_Element] = []
+def _work_on_elements(run: Run, stage: Stage, lacking: list[int], jobs: int, display: Display) -> dict[int, str]:
+    """Returns why elements did not get done, by element."""
+    waiting, workers = list(reversed(lacking)), list[_Worker]()
+    failed: dict[int, str] = {}
+    stop = run.paths.root / STOP_FILE
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
+        while workers or (waiting and not stop.exists()):
+            while waiting and len(workers) < jobs and not stop.exists():
                 with held():  # until the child is among those that `end` ends
-                    running.append(_start(paths, stage, waiting.pop()))
+                    workers.append(_start(run, stage, waiting.pop()))
             time.sleep(POLL_SECONDS)
             raise_if_stopped()
-            display.update(stage.name, last_line(running[-1].log))
-            ended = [e for e in running if e.process.poll() is not None]
-            check()
-            for element in ended:
-                running.remove(element)
-                if element.process.returncode != 0:
-                    raise UserError(_failure(paths, stage, element))
-                mark_done(paths, stage, element.number, element.started_at, element.command)
-                display.advance(stage.name)
+            if workers:
+                display.update(stage.name, last_line(run.paths.log(stage.name, workers[-1].element)))
+            for worker in [w for w in workers if w.process.poll() is not None]:
+                workers.remove(worker)
+                if worker.process.returncode == 0:
+                    display.advance(stage.name)
+                else:
+                    failed[worker.element] = _why(run, stage, worker)
     finally:
-        end([element.process for element in running])
+        # A trainer saves; it bounds its stop itself.
+        end([w.process for w in workers], 1.2 * run.paths.config.checkpoint.stop_within_seconds)
+    return failed
 
 
-def _start(paths: RunPaths, stage: Stage, number: int) -> _Element:
-    command = stage.command(paths, number)
-    log = paths.log(stage.name, number)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
-    if stage.together:
-        for meeting_point in paths.root.glob("stages/rendezvous-*"):  # of launches that are over
-            meeting_point.unlink()
-        threads = max(1, (os.cpu_count() or 1) // paths.config.train.processes)
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
-        # torchrun would keep a store for its ranks that listens on every interface; ours keep their own.
-        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    with open(log, "ab") as stream:
-        stream.write(f"$ {shlex.join(command)}\n".encode())
-        stream.flush()
-        process = start(command, stream, environment)
-    return _Element(number, command, process, log)
+def _start(run: Run, stage: Stage, element: int) -> _Worker:
+    output = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+    return _Worker(element, start(worker_command(run, stage, element), output, os.environ), output)
 
 
-def _failure(paths: RunPaths, stage: Stage, element: _Element) -> str:
-    lines = element.log.read_text(errors="replace").splitlines()
-    begin = max(i for i, line in enumerate(lines) if line.startswith("$ "))
-    lines = lines[begin + 1 :]
-    starts = [i for i, line in enumerate(lines) if line.startswith(("error: ", "stopped: "))]
-    said = lines[starts[0] : starts[0] + 12] if starts else lines[-12:]
-    return (
-        f"stage {stage.name}, element {element.number} ended with exit status {element.process.returncode}:\n  "
-        + "\n  ".join(said)
-        + f"\nFull log: {element.log}\nMend the cause and run the same command again: what is done stays done."
+def _why(run: Run, stage: Stage, worker: _Worker) -> str:
+    attempts = read_attempts(run.paths.attempts(stage.name, worker.element))
+    if attempts and attempts[-1].pid == worker.process.pid and attempts[-1].status is not None:
+        return attempts[-1].reason
+    worker.output.seek(0)
+    said = worker.output.read().decode(errors="replace").strip()
+    return said or f"ended without a word, with exit status {worker.process.returncode}"
+
+
+def _refuse_stop(run: Run) -> None:
+    stop = run.paths.root / STOP_FILE
+    if stop.exists():
+        raise RunStopped(f"stopped: {stop} exists. To go on:\n  rm {stop}\n  neuclip retry {run.paths.root}")
+
+
+def _raise_for(run: Run, stage: Stage, failed: dict[int, str], of: int) -> None:
+    _refuse_stop(run)
+    if not failed:
+        return
+    root = run.paths.root
+    stopped = all(_status(run, stage, element) == "stopped" for element in failed)
+    told = [f"element {element}: " + "\n    ".join(why.splitlines()) for element, why in sorted(failed.items())]
+    lines = "\n  ".join(told[:5] + ([f"and {len(told) - 5} more: neuclip status {root}"] if len(told) > 5 else []))
+    if stopped:
+        raise RunStopped(f"stage {stage.name} stopped:\n  {lines}\nTo go on: neuclip retry {root}")
+    raise UserError(
+        f"stage {stage.name}: {len(failed)} of {of} elements failed, and nothing after it was begun:\n  {lines}\n"
+        f"Mend the cause, then run the same command again or: neuclip retry {root}\nWhat is done stays done."
     )
+
+
+def _status(run: Run, stage: Stage, element: int) -> str | None:
+    attempts = read_attempts(run.paths.attempts(stage.name, element))
+    return attempts[-1].status if attempts else None

@@ -13,38 +13,44 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_json, sha256_file, write_json
 from pipeline.launch.paths import RunPaths
+from pipeline.launch.run import Run
 from pipeline.launch.stages import Stage
 
 
-def is_done(paths: RunPaths, stage: Stage, element: int) -> bool:
+def is_done(run: Run, stage: Stage, element: int) -> bool:
     """Whether the element's marker stands: same inputs, and every proof unchanged."""
-    marker = read_marker(paths, stage, element)
+    marker = read_marker(run.paths, stage, element)
     return (
         marker is not None
-        and marker["fingerprint"] == input_fingerprint(paths, stage, element)
-        and marker["outputs"] == _digests(paths, stage.proofs(paths, element))
+        and marker["fingerprint"] == input_fingerprint(run, stage, element)
+        and marker["outputs"] == _digests(run, stage, element)
     )
 
 
-def mark_done(paths: RunPaths, stage: Stage, element: int, started_at: float, command: list[str]) -> None:
+def todo(run: Run, stage: Stage) -> list[int]:
+    """The elements of a stage that are not done."""
+    return [element for element in range(stage.elements) if not is_done(run, stage, element)]
+
+
+def mark_done(run: Run, stage: Stage, element: int, started_at: float, command: list[str]) -> None:
     """Write the marker of an element whose command has succeeded.
 
     started_at: unix seconds. Raises UserError when a proof is missing: a success without output is a failure.
     """
-    outputs = _digests(paths, stage.proofs(paths, element))
+    outputs = _digests(run, stage, element)
     missing = [name for name, digest in outputs.items() if digest is None]
     if missing:
         raise UserError(
             f"stage {stage.name}, element {element} ended well but left no {', '.join(missing)}: "
-            f"see {paths.log(stage.name, element)}"
+            f"see {run.paths.log(stage.name, element)}"
         )
     write_json(
-        paths.marker(stage.name, element),
+        run.paths.marker(stage.name, element),
         {
             "stage": stage.name,
             "element": element,
             "status": "done",
-            "fingerprint": input_fingerprint(paths, stage, element),
+            "fingerprint": input_fingerprint(run, stage, element),
             "started_at": started_at,
             "seconds": time.time() - started_at,
             "command": command,
@@ -58,14 +64,11 @@ def read_marker(paths: RunPaths, stage: Stage, element: int) -> dict[str, Any] |
     return _read(paths.marker(stage.name, element))
 
 
-def input_fingerprint(paths: RunPaths, stage: Stage, element: int) -> str:
-    """Of the plan and of everything that the needed stages left. The directory's own path is no part of it."""
-    inputs = {
-        path.name: (_read(path) or {}).get("outputs")
-        for need in stage.needs
-        for path in sorted((paths.root / "stages").glob(f"{need}.*.json"))
-    }
-    return fingerprint({"plan": read_json(paths.plan)["fingerprint"], "element": element, "inputs": inputs})
+def input_fingerprint(run: Run, stage: Stage, element: int) -> str:
+    """Of the plan and of what the elements that this one needs left. The directory's own path is no part of it."""
+    markers = [run.paths.marker(need.name, number) for need, number in run.needs(stage, element)]
+    inputs = {path.name: (_read(path) or {}).get("outputs") for path in markers}
+    return fingerprint({"plan": read_json(run.paths.plan)["fingerprint"], "element": element, "inputs": inputs})
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -76,10 +79,11 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _digests(paths: RunPaths, proofs: list[Path]) -> dict[str, str | None]:
+def _digests(run: Run, stage: Stage, element: int) -> dict[str, str | None]:
+    root = run.paths.root
     return {
-        str(path.relative_to(paths.root) if path.is_relative_to(paths.root) else path): (
+        str(path.relative_to(root) if path.is_relative_to(root) else path): (
             sha256_file(path) if path.is_file() else None
         )
-        for path in proofs
+        for path in stage.proofs(run.paths, element)
     }

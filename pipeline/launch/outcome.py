@@ -18,7 +18,7 @@ def stage_metrics(paths: RunPaths, stage: str) -> dict[str, float]:
         manifest = read_json(paths.corpus / "manifest.json")
         counts = {f"ingest/outcome/{cause}": float(n) for cause, n in manifest["outcomes"].items()}
         return {"ingest/rows": manifest["rows"], "ingest/ok": manifest["ok"], **counts}
-    if stage == "evaluate":
+    if stage in ("evaluate", "aggregate") and (paths.results / "aggregate.json").exists():
         scores = read_json(paths.results / "aggregate.json")["scores"]
         return {f"eval/{task}": float(entry["score"]) for task, entry in scores.items()}
     return {}
@@ -32,7 +32,9 @@ def stage_artifacts(paths: RunPaths, stage: str) -> list[Path]:
         "train": [paths.train / "summary.json", paths.train / "recipe.yaml"],
         "export": [paths.model / "export.json"],
         "evaluate": sorted(paths.results.glob("*.json")),
-        "report": [paths.root / "report.html", paths.root / "summary.json"],
+        "aggregate": [paths.results / "aggregate.json"],
+        "report": [paths.home / "report.html", paths.home / "summary.json"],
+        "compare": [paths.root / "summary.json"],
     }.get(stage, [])
 
 

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import json
 import sys
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pipeline.launch.paths import RunPaths
+from pipeline.tracking.mlflow import tracking_uri
 
 Command = list[str]
+Resources = Literal["ingest", "manifest", "train", "export", "evaluate", "report"]
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of a run.
 
-    command(paths, element): argv. proofs(paths, element): files whose content stands for what the element made.
-    elements: how many independent pieces of work. together: the command starts ranks that work as one.
-    served: its commands download from this machine's image server.
+    needs: stages; each element waits for its share of theirs (`needed`). command(paths, element): argv.
+    proofs(paths, element): files whose content stands for what the element made. elements: how many independent
+    pieces of work. resources: which kind of job it is. together: the command is one of ranks that work as one.
+    served: its commands download from this machine's image server. per_member: elements that each member of a
+    sweep has, one after the other; 0: the stage is of the run as a whole.
     """
 
     name: str
@@ -31,12 +35,41 @@ class Stage:
     command: Callable[[RunPaths, int], Command]
     proofs: Callable[[RunPaths, int], list[Path]]
     elements: int = 1
+    resources: Resources = "ingest"
     together: bool = False
     served: bool = False
+    per_member: int = 0
+
+    def member_of(self, element: int) -> int:
+        """The number of the sweep's member that the element works for; 0 where it is for the run as a whole."""
+        return element // self.per_member if self.per_member else 0
+
+    def of_member(self, member: int) -> range:
+        """The elements that work for one member; all, where they are for the run as a whole."""
+        each = self.per_member or self.elements
+        return range(member * each, (member + 1) * each)
+
+    def paths_of(self, paths: RunPaths, element: int) -> RunPaths:
+        """Those of the member that the element works for, or of the run as a whole."""
+        return paths.member(self.member_of(element)) if self.per_member else paths
 
 
 def build_stages(paths: RunPaths) -> list[Stage]:
     """The stages of a run in an order in which each comes after what it needs."""
+    return [*_ingest(paths), *_per_member(paths), *_comparison(paths)]
+
+
+def needed(stage: Stage, element: int, need: Stage) -> range:
+    """Those elements of a needed stage that an element waits for.
+
+    Both stages' elements go along the same things (items of a corpus, members of a sweep), in one order: 4 wait for
+    one each of 4, one waits for all of 4, and each of 4 for the only one.
+    """
+    first = element * need.elements // stage.elements
+    return range(first, max(first + 1, (element + 1) * need.elements // stage.elements))
+
+
+def _ingest(paths: RunPaths) -> list[Stage]:
     corpus = paths.config.corpus
     first = [Stage("fabricate", (), _fabricate, lambda p, i: [p.evaldata / "tasks.yaml"])]
     return [
@@ -57,23 +90,68 @@ def build_stages(paths: RunPaths) -> list[Stage]:
             lambda p, i: [p.corpus / f"verify/{i:05d}.json"],
             elements=corpus.tasks,
         ),
-        Stage("manifest", ("verify",), _manifest, lambda p, i: [p.corpus / "manifest.json"]),
-        Stage(
-            "train",
-            ("manifest",),
-            _train,
-            lambda p, i: [p.train / "summary.json", p.train / "checkpoints/latest"],
-            together=True,
-        ),
-        Stage(
-            "export",
-            ("train",),
-            _export,
-            lambda p, i: [p.model / "export.json", p.model / "open_clip_model.safetensors"],
-        ),
-        Stage("evaluate", ("export",), _evaluate, lambda p, i: [p.results / "aggregate.json"]),
-        Stage("report", ("evaluate",), _report, lambda p, i: [p.root / "report.html", p.root / "summary.json"]),
+        Stage("manifest", ("verify",), _manifest, lambda p, i: [p.corpus / "manifest.json"], resources="manifest"),
     ]
+
+
+def _per_member(paths: RunPaths) -> list[Stage]:
+    members = max(1, len(paths.members))
+
+    def stage(
+        name: str,
+        needs: str,
+        command: Callable[[RunPaths, int], Command],
+        proofs: Callable[[RunPaths, int], list[Path]],
+        resources: Resources,
+        each: int = 1,
+        together: bool = False,
+    ) -> Stage:
+        """command and proofs take a member's paths and the element's number among the member's."""
+
+        return Stage(
+            name,
+            (needs,),
+            lambda p, i: command(p.member(i // each), i % each),
+            lambda p, i: proofs(p.member(i // each), i % each),
+            elements=members * each,
+            resources=resources,
+            together=together,
+            per_member=each,
+        )
+
+    def trained(p: RunPaths, i: int) -> list[Path]:
+        return [p.train / "summary.json", p.train / "checkpoints/latest"]
+
+    def exported(p: RunPaths, i: int) -> list[Path]:
+        return [p.model / "export.json", p.model / "open_clip_model.safetensors"]
+
+    def averaged(p: RunPaths, i: int) -> list[Path]:
+        return [p.results / "aggregate.json"]
+
+    def reported(p: RunPaths, i: int) -> list[Path]:
+        return [p.home / "report.html", p.home / "summary.json"]
+
+    stages = [
+        stage("train", "manifest", _train, trained, "train", together=True),
+        stage("export", "train", _export, exported, "export"),
+    ]
+    workers = paths.config.evaluate.elements
+    if workers == 1:
+        stages.append(stage("evaluate", "export", _evaluate, averaged, "evaluate"))
+    else:
+
+        def worked(p: RunPaths, i: int) -> list[Path]:
+            return [p.results / f"workers/{i}-of-{workers}.json"]
+
+        stages.append(stage("evaluate", "export", _evaluate_share, worked, "evaluate", each=workers))
+        stages.append(stage("aggregate", "evaluate", _aggregate, averaged, "evaluate"))
+    return [*stages, stage("report", stages[-1].name, _report, reported, "report")]
+
+
+def _comparison(paths: RunPaths) -> list[Stage]:
+    if not paths.members:
+        return []
+    return [Stage("compare", ("report",), _report, lambda p, i: [p.root / "summary.json"], resources="report")]
 
 
 def _data_prep(paths: RunPaths, *arguments: object) -> Command:
@@ -123,13 +201,10 @@ def _manifest(paths: RunPaths, element: int) -> Command:
 
 
 def _train(paths: RunPaths, element: int) -> Command:
-    train = _neuclip("train", paths.recipe, "--run-dir", paths.root, f"loader.manifest={json.dumps(str(paths.corpus))}")
-    ranks = paths.config.train.processes
-    # The launcher's own meeting point is a file, and the ranks meet on the loopback: no port is open to the network.
-    meet = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--local-addr", "127.0.0.1"]
-    at = ["--rdzv-endpoint", str(paths.root / f"stages/rendezvous-{uuid.uuid4().hex}"), "--rdzv-id", "train"]
-    launcher = ["torch.distributed.run", "--nproc-per-node", str(ranks), *meet, *at, "--module"]
-    return [sys.executable, "-m", *launcher, *train[2:]]
+    settings = [f"loader.manifest={json.dumps(str(paths.corpus))}"]
+    if paths.members:  # one database for all of them
+        settings.append(f"tracking.uri={json.dumps(tracking_uri(paths.config.tracking.uri, paths.root))}")
+    return _neuclip("train", paths.recipe, "--run-dir", paths.home, *settings)
 
 
 def _export(paths: RunPaths, element: int) -> Command:
@@ -138,10 +213,22 @@ def _export(paths: RunPaths, element: int) -> Command:
 
 def _evaluate(paths: RunPaths, element: int) -> Command:
     evaluate = paths.config.evaluate
-    tasks = evaluate.tasks if isinstance(evaluate.tasks, str) else ",".join(evaluate.tasks)
-    how = ["--tasks", tasks, "--batch-size", evaluate.batch_size, "--workers", evaluate.workers]
+    how = ["--tasks", _tasks(paths), "--batch-size", evaluate.batch_size, "--workers", evaluate.workers]
     return _neuclip("evaluate", paths.model, "--data", paths.evaldata, "--out", paths.results, *how)
 
 
+def _evaluate_share(paths: RunPaths, element: int) -> Command:
+    return [*_evaluate(paths, element), "--rank", str(element), "--world-size", str(paths.config.evaluate.elements)]
+
+
+def _aggregate(paths: RunPaths, element: int) -> Command:
+    return _neuclip("aggregate", paths.results, "--data", paths.evaldata, "--tasks", _tasks(paths))
+
+
+def _tasks(paths: RunPaths) -> str:
+    tasks = paths.config.evaluate.tasks
+    return tasks if isinstance(tasks, str) else ",".join(tasks)
+
+
 def _report(paths: RunPaths, element: int) -> Command:
-    return _neuclip("report", paths.root)
+    return _neuclip("report", paths.home)

@@ -73,15 +73,19 @@ class MlflowRuns:
         run_id: str | None = None,
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
+        started_at: float | None = None,
     ) -> str:
         """Start a run, or continue `run_id`; returns its id.
 
         params: nested settings, logged flat (`train.steps`) and once: those that the run has are left alone.
         tags: set again when the run is continued, so that they say where it runs now.
+        started_at: of a new run, unix seconds; now, if None.
         """
         if run_id is None:
             parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-            run_id = self._client.create_run(self._experiment_id(), run_name=name, tags=parent).info.run_id
+            begin = _milliseconds(started_at)
+            run = self._client.create_run(self._experiment_id(), start_time=begin, run_name=name, tags=parent)
+            run_id = run.info.run_id
         self.resume(run_id, tags)
         self._log_params(run_id, params or {})
         return run_id
@@ -114,9 +118,9 @@ class MlflowRuns:
         """Copy one file into the run's artifacts."""
         self._client.log_artifact(run_id, str(path))
 
-    def close(self, run_id: str, status: Status) -> None:
-        """End the run; `open` can continue it."""
-        self._client.set_terminated(run_id, _STATUS[status])
+    def close(self, run_id: str, status: Status, ended_at: float | None = None) -> None:
+        """End the run, which `open` can continue. ended_at: unix seconds; now, if None."""
+        self._client.set_terminated(run_id, _STATUS[status], _milliseconds(ended_at))
 
     def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -160,6 +164,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
 
 
 def _sqlite_file(uri: str) -> Path | None:

@@ -2,7 +2,7 @@
 
 Their ids are kept in RUN/mlflow.json, so a stage that is started again continues its run:
 
-    {"tracking_uri": ..., "experiment": ..., "parent_run_id": ..., "runs": {stage: run_id}}
+    {"tracking_uri": ..., "experiment": ..., "parent_run_id": ..., "runs": {stage: run_id}, "recorded": {stage: state}}
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class RunTree:
             "experiment": config.tracking.experiment,
             "parent_run_id": None,
             "runs": {},
+            "recorded": {},
         }
 
     @property
@@ -53,8 +54,20 @@ class RunTree:
         """The run id of a stage that was opened before; asks no server."""
         return None if self._away else self._state["runs"].get(stage)
 
-    def open(self, stage: str, params: Mapping[str, Any] | None = None) -> str | None:
-        """Start or continue the stage's run, and the parent with it; None when tracking is off or away."""
+    def recorded(self, stage: str) -> Any:
+        """In which state the stage was recorded; None if in none."""
+        return self._state["recorded"].get(stage)
+
+    def remember_recorded(self, stage: str, state: Any) -> None:
+        """Note that the stage was recorded in this state, unless the server was away."""
+        if not self._away:
+            self._remember(recorded={**self._state["recorded"], stage: state})
+
+    def open(self, stage: str, params: Mapping[str, Any] | None = None, started_at: float | None = None) -> str | None:
+        """Start or continue the stage's run, and the parent with it; None when tracking is off or away.
+
+        started_at: unix seconds; now, if None. A run that is continued keeps its own.
+        """
 
         def call(runs: MlflowRuns) -> str:
             parent = runs.open(
@@ -62,10 +75,16 @@ class RunTree:
                 run_id=self._state["parent_run_id"],
                 tags={"objective": self._config.objective, "corpus": self._config.corpus.name},
                 params=self._config.model_dump(mode="json"),
+                started_at=started_at,
             )
             self._remember(parent_run_id=parent)
             run_id = runs.open(
-                stage, parent_run_id=parent, run_id=self.known(stage), tags={"stage": stage}, params=params
+                stage,
+                parent_run_id=parent,
+                run_id=self.known(stage),
+                tags={"stage": stage},
+                params=params,
+                started_at=started_at,
             )
             self._remember(runs={**self._state["runs"], stage: run_id})
             return run_id
@@ -89,11 +108,11 @@ class RunTree:
         if self._state["parent_run_id"] is not None:
             self._log(self._state["parent_run_id"], metrics, artifacts)
 
-    def close(self, stage: str, status: Status) -> None:
-        """End the stage's run."""
+    def close(self, stage: str, status: Status, ended_at: float | None = None) -> None:
+        """End the stage's run. ended_at: unix seconds; now, if None."""
         run_id = self.known(stage)
         if run_id is not None:
-            self._try(lambda runs: runs.close(run_id, status))
+            self._try(lambda runs: runs.close(run_id, status, ended_at))
 
     def close_parent(self, status: Status) -> None:
         """End the parent's run."""
@@ -130,6 +149,7 @@ def _known_runs(file: Path) -> dict[str, Any] | None:
     """What mlflow.json says; None when there is none, or none that can be read."""
     try:
         state = read_json(file)
-        return state if {"tracking_uri", "experiment", "parent_run_id", "runs"} <= state.keys() else None
+        known = {"tracking_uri", "experiment", "parent_run_id", "runs"} <= state.keys()
+        return {"recorded": {}, **state} if known else None
     except (OSError, ValueError, AttributeError):
         return None

@@ -14,6 +14,7 @@ LEAVES = {
     "pipeline.files",
     "pipeline.locks",
     "pipeline.processes",
+    "pipeline.stopping",
     "pipeline.storage",
     "pipeline.hub",
     "pipeline.contact_sheet",
@@ -23,7 +24,14 @@ LEAVES = {
 }
 # From the top down; a module may import its own layer's package and any layer below, and the leaves.
 LAYERS = [
-    {"pipeline.cli", "pipeline.cli_evaluate", "pipeline.cli_eval_data", "pipeline.launch", "pipeline.__main__"},
+    {
+        "pipeline.cli",
+        "pipeline.cli_chain",
+        "pipeline.cli_evaluate",
+        "pipeline.cli_eval_data",
+        "pipeline.launch",
+        "pipeline.__main__",
+    },
     {"pipeline.training", "pipeline.dry_run"},
     {
         "pipeline.trainer",

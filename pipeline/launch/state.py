@@ -1,0 +1,174 @@
+"""Where a run stands, from its files alone; a backend adds what it knows of its jobs.
+
+For people, and fast: a marker that is there counts as done, its proofs are not read again (`neuclip run` and `retry`
+judge by content). Whatever is done costs one listing of a folder for all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.launch.attempts import Attempt, read_attempts
+from pipeline.launch.markers import read_marker
+from pipeline.launch.paths import RunPaths
+from pipeline.launch.run import Run
+from pipeline.launch.stages import Stage
+from pipeline.locks import is_held
+from pipeline.stopping import STOP_FILE
+
+State = Literal["done", "running", "queued", "failed", "stopped", "blocked", "waiting"]
+STATES: tuple[State, ...] = ("done", "running", "queued", "failed", "stopped", "blocked", "waiting")
+SAMPLE = 32  # markers of a stage that are read for the seconds that an element takes
+VANISHED = "vanished: killed without a word (kill -9, out of memory, machine lost)"
+_NAME = re.compile(r"(.+)\.(\d+)\.(json|attempts\.jsonl)")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What a backend knows of an element's job. reason: why it waits, or is not going to run. nodes: where it runs."""
+
+    state: Literal["queued", "running"]
+    job: str
+    nodes: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ElementState:
+    """One element that is not done. attempt: the last one, None before the first. reason: of the state, if any."""
+
+    element: int
+    state: State
+    attempt: Attempt | None = None
+    nodes: str = ""
+    reason: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the last attempt, up to now if it runs."""
+        if self.attempt is None or (self.attempt.ended_at is None and self.state != "running"):
+            return None
+        return (self.attempt.ended_at or time.time()) - self.attempt.began_at
+
+
+@dataclass(frozen=True)
+class StageState:
+    """One stage. not_done: its elements that are not, in order. element_seconds: that a done one took, on average."""
+
+    name: str
+    total: int
+    not_done: list[ElementState]
+    element_seconds: float | None
+
+    def count(self, state: State) -> int:
+        """Elements in this state."""
+        if state == "done":
+            return self.total - len(self.not_done)
+        return sum(element.state == state for element in self.not_done)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the running and waiting elements are done, at the pace of the done ones; None if not known."""
+        running = self.count("running")
+        if self.element_seconds is None or not running:
+            return None
+        spent = sum(min(e.seconds or 0, self.element_seconds) for e in self.not_done if e.state == "running")
+        todo = running + self.count("queued") + self.count("waiting")
+        return (todo * self.element_seconds - spent) / running
+
+
+@dataclass(frozen=True)
+class RunState:
+    """stop: somebody left a file STOP in the run directory."""
+
+    stages: list[StageState] = field(default_factory=list)
+    stop: bool = False
+
+    @property
+    def done(self) -> bool:
+        return all(not stage.not_done for stage in self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `neuclip status --json` prints."""
+        return {
+            "stages": {stage.name: _stage_json(stage) for stage in self.stages},
+            "done": self.done,
+            "stop": self.stop,
+        }
+
+
+def run_state(run: Run, jobs: Mapping[tuple[str, int], JobState] | None = None) -> RunState:
+    """Of every stage and element. jobs: those that a backend has queued or running; None where it has none to ask.
+
+    Reads the attempts of what is not done, a few markers per stage, and nothing else.
+    """
+    done, tried = _listed(run.paths)
+    states = [_stage_state(run, stage, done, tried, jobs or {}) for stage in run.stages]
+    return RunState(states, (run.paths.root / STOP_FILE).exists())
+
+
+def _listed(paths: RunPaths) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
+    """The elements of each stage that have a marker, and those that have attempts."""
+    done: dict[str, set[int]] = {}
+    tried: dict[str, set[int]] = {}
+    for name in os.listdir(paths.stages) if paths.stages.is_dir() else ():
+        if match := _NAME.fullmatch(name):
+            kind = done if match[3] == "json" else tried
+            kind.setdefault(match[1], set()).add(int(match[2]))
+    return done, tried
+
+
+def _stage_state(
+    run: Run,
+    stage: Stage,
+    done: Mapping[str, set[int]],
+    tried: Mapping[str, set[int]],
+    jobs: Mapping[tuple[str, int], JobState],
+) -> StageState:
+    mine = done.get(stage.name, set())
+    not_done = []
+    for number in range(stage.elements):
+        if number in mine:
+            continue
+        attempted = number in tried.get(stage.name, ())
+        attempts = read_attempts(run.paths.attempts(stage.name, number)) if attempted else []
+        element = _element_state(run, stage, number, attempts[-1] if attempts else None, jobs.get((stage.name, number)))
+        if element.state == "blocked" and all(n in done.get(need.name, ()) for need, n in run.needs(stage, number)):
+            element = ElementState(number, "waiting", element.attempt)
+        not_done.append(element)
+    sample = sorted(number for number in mine if number < stage.elements)[-SAMPLE:]
+    seconds = [marker["seconds"] for n in sample if (marker := read_marker(run.paths, stage, n)) is not None]
+    return StageState(stage.name, stage.elements, not_done, sum(seconds) / len(seconds) if seconds else None)
+
+
+def _element_state(run: Run, stage: Stage, number: int, last: Attempt | None, job: JobState | None) -> ElementState:
+    if job is not None:
+        return ElementState(number, job.state, last, job.nodes, job.reason)
+    if last is None:
+        return ElementState(number, "waiting")
+    if last.status is not None and last.status != "done":
+        return ElementState(number, last.status, last, last.host, last.reason)
+    if last.status == "done":  # its marker is gone since: an input changed, or somebody removed it
+        return ElementState(number, "waiting", last)
+    lock = run.paths.lock(stage.name, number)
+    if lock.exists() and is_held(lock):
+        return ElementState(number, "running", last, last.host)
+    return ElementState(number, "failed", last, last.host, VANISHED)
+
+
+def _stage_json(stage: StageState) -> dict[str, Any]:
+    failures = {
+        str(element.element): element.reason for element in stage.not_done if element.state in ("failed", "stopped")
+    }
+    return {
+        **{state: stage.count(state) for state in STATES},
+        "total": stage.total,
+        "element_seconds": stage.element_seconds,
+        "seconds_left": stage.seconds_left,
+        "failures": failures,
+    }
