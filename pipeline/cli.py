@@ -17,6 +17,7 @@ from pipeline import __version__
 from pipeline.cli_chain import jobs_option, work
 from pipeline.cli_eval_data import eval_data
 from pipeline.cli_evaluate import aggregate, evaluate
+from pipeline.cli_slurm import cancel, submit
 from pipeline.errors import UserError
 from pipeline.processes import die_with_parent
 
@@ -176,7 +177,9 @@ def export(checkpoint: Path, out: Path, weights: Literal["auto", "average", "las
     click.echo(f"{out}: {what}")
 
 
+main.add_command(submit)
 main.add_command(work)
+main.add_command(cancel)
 main.add_command(evaluate)
 main.add_command(aggregate)
 main.add_command(eval_data)

@@ -49,5 +49,10 @@ def work(run_dir: Path, stage: str, element: int, launcher: str) -> None:
     from pipeline.launch.run import Run
     from pipeline.launch.work import work
 
-    run = Run.open(run_dir)
-    sys.exit(work(run, run.stage(stage), element, launcher, describe_job(os.environ)))
+    run, job = Run.open(run_dir), describe_job(os.environ)
+    status = work(run, run.stage(stage), element, launcher, job)
+    if launcher == "srun" and job is not None:
+        from pipeline.launch.slurm.after import after
+
+        after(run, stage, element, status, job)
+    sys.exit(status)

@@ -49,10 +49,8 @@ def submit(
     from pipeline.config.loader import load_recipe
     from pipeline.launch.settle import settle
     from pipeline.launch.slurm import backend
-    from pipeline.launch.sweep import members_of
 
-    config = load_recipe(recipe, overrides)
-    settled = settle(config, workdir, members_of(config, sweep))
+    settled = settle(load_recipe(recipe, overrides), workdir)
     if dry_run:
         from pipeline.launch.slurm.dry_run import describe
 

@@ -85,7 +85,7 @@ class Cluster(Section):
     environment: dict[Variable, Text] = Field(default_factory=dict)  # NCCL_SOCKET_IFNAME: ib0
     container: Container | None = None
     srun_flags: tuple[str, ...] = ()  # of training: --mpi=none, --cpu-bind=cores
-    scratch: Text | None = None  # folder of a node for temporary files, $SLURM_JOB_ID and the like expanded there
+    scratch: Text | None = None  # folder of a node for temporary files; variables of the job are expanded
     logs: str | None = None  # folder of what SLURM itself has to say; null: RUN/slurm/logs
     signal_seconds: int = Field(300, ge=1, le=65535)  # so long before the time limit jobs are asked to stop and save
     max_requeues: int = Field(100, ge=0)  # stops after which a job goes on by itself

@@ -107,9 +107,7 @@ class Chain:
 
 
 def neuclip(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments], capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run([sys.executable, "-m", "pipeline", *arguments], capture_output=True, text=True, timeout=120)
 
 
 def slurm(*command: str) -> str:
@@ -135,5 +133,8 @@ def kill_daemon(cluster: Path, node: str) -> None:
             environment = (process / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if f"SLURMD_NODENAME={node}".encode() in environment and f"SLURM_CONF={cluster}/slurm.conf".encode() in environment:
+        if (
+            f"SLURMD_NODENAME={node}".encode() in environment
+            and f"SLURM_CONF={cluster}/slurm.conf".encode() in environment
+        ):
             os.kill(int(process.name), signal.SIGKILL)

@@ -56,7 +56,7 @@ def test_defaults_below_what_a_kind_says(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(UserError, match="cluster.yaml") as error:
+    with pytest.raises(UserError, match=r"cluster\.yaml") as error:
         load(tmp_path, text)
     assert said in str(error.value)
 
@@ -96,7 +96,9 @@ def test_setup_is_what_a_job_gets(tmp_path: Path) -> None:
     cluster = Cluster.model_validate({**settings, "activate": "neuclip=(from-there)"})
     (tmp_path / "setup.sh").write_text(setup_script(cluster))
     says = f'set -euo pipefail; source {tmp_path}/setup.sh; echo "$GREETING|$TMPDIR|${{neuclip[*]}}"'
-    bash = subprocess.run(["bash", "-c", says], env={"SLURM_JOB_ID": "7", "PATH": "/bin"}, capture_output=True, text=True)
+    bash = subprocess.run(
+        ["bash", "-c", says], env={"SLURM_JOB_ID": "7", "PATH": "/bin"}, capture_output=True, text=True
+    )
     assert bash.stdout == f"two words $HOME|{tmp_path}/7|from-there\n"
     assert (tmp_path / "7").is_dir()
 

@@ -16,9 +16,17 @@ from pipeline.launch.slurm.chain import Submission, missing, overtaken, plan_sub
 from pipeline.launch.slurm.commands import Queued
 from pipeline.launch.slurm.jobs import Element
 from pipeline.launch.slurm.site import check, find_cluster, write_site
+from pipeline.launch.state import JobState
 from pipeline.locks import taking_turns
 from pipeline.stopping import STOP_FILE
 
+REASONS = {  # the commonest words of squeue, in ours
+    "Dependency": "waits for the stages before",
+    "BeginTime": "requeued: SLURM starts it two minutes later",
+    "JobArrayTaskLimit": "as many elements run as the throttle allows",
+    "Priority": "other jobs come first",
+    "Resources": "waits for free nodes",
+}
 ENDING_SECONDS = 60  # for jobs that are just ending to be gone, or back in the queue
 
 
@@ -72,6 +80,19 @@ def cancel_run(run: Run) -> dict[Element, Queued]:
 def was_submitted(paths: RunPaths) -> bool:
     """Whether the run is SLURM's, so that what failed goes there again."""
     return jobs.ledger(paths).exists()
+
+
+def job_states(paths: RunPaths) -> dict[Element, JobState]:
+    """Of the elements that SLURM has, for `run_state`. Raises UserError when SLURM does not answer."""
+    return {
+        element: JobState(
+            state="queued" if queued.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD") else "running",
+            job=queued.name,
+            nodes=queued.nodes,
+            reason=REASONS.get(queued.reason, queued.reason) if queued.state == "PENDING" else "",
+        )
+        for element, queued in jobs.in_queue(paths).items()
+    }
 
 
 def _settled_queue(paths: RunPaths) -> dict[Element, Queued]:
