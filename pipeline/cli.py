@@ -14,7 +14,7 @@ from typing import Any, Literal
 import click
 
 from pipeline import __version__
-from pipeline.cli_chain import jobs_option, work
+from pipeline.cli_chain import jobs_option, logs, retry, selection_options, status, sweep_option, work
 from pipeline.cli_eval_data import eval_data
 from pipeline.cli_evaluate import aggregate, evaluate
 from pipeline.cli_slurm import cancel, submit
@@ -52,6 +52,7 @@ def main() -> None:
     Start here:
       neuclip demo --workdir demo      the whole chain on images that it draws itself, about ten minutes
       neuclip run RECIPE --workdir DIR the same chain for a recipe
+      neuclip status DIR               where it stands, and what to type next
     \b
     Each stage is a command of its own, `data-prep` before these: train, export, evaluate, report.
     """
@@ -85,33 +86,49 @@ def demo(workdir: Path, quick: bool, jobs: int, overrides: tuple[str, ...]) -> N
     """
     from pipeline.launch.demo import QUICK
 
-    _run("demo", workdir, jobs, (*(QUICK if quick else ()), *overrides))
+    _run("demo", workdir, (*(QUICK if quick else ()), *overrides), jobs)
 
 
 @main.command(epilog=OVERRIDES)
 @click.argument("recipe")
 @_workdir
+@sweep_option
+@selection_options
 @jobs_option
 @_overrides
-def run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> None:
+def run(recipe: str, workdir: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Every stage of RECIPE on this machine.
 
     Ingest, train, export, evaluate, report. RECIPE is a shipped name (see pipeline/recipes) or a YAML file.
-    Stopped at any point, the same command goes on; a changed recipe is refused with the difference.
+    Stopped at any point, the same command goes on; a changed recipe is refused with the difference. Where an element
+    fails, the others of its stage are done and the run ends there: mend the cause, then `neuclip retry DIR`.
+    A file DIR/STOP ends it from elsewhere.
+
+    \b
+    Examples:
+      neuclip run emoji --workdir emoji-run data=FOLDER
+      neuclip run demo --workdir rivals --sweep objective=neuclip,fastclip --sweep seed=0,1
     """
-    _run(recipe, workdir, jobs, overrides)
+    _run(recipe, workdir, overrides, **options)
 
 
-def _run(recipe: str, workdir: Path, jobs: int, overrides: tuple[str, ...]) -> None:
+def _run(
+    recipe: str,
+    workdir: Path,
+    overrides: tuple[str, ...],
+    jobs: int,
+    sweep: tuple[str, ...] = (),
+    first: str | None = None,
+    only: str | None = None,
+) -> None:
     from pipeline.config.loader import load_recipe
     from pipeline.launch.local import bring_to_done
     from pipeline.launch.outcome import print_outcome
     from pipeline.launch.settle import settle
+    from pipeline.launch.sweep import sweep_members
 
-    run, did_something = bring_to_done(settle(load_recipe(recipe, overrides), workdir), jobs)
-    if not did_something:
-        click.echo(f"Nothing to do: every stage of {run.paths.root} is done.")
-    print_outcome(run.paths)
+    settled = settle(load_recipe(recipe, overrides), workdir, sweep_members(sweep))
+    print_outcome(*bring_to_done(settled, jobs, first, only))
 
 
 @main.command(epilog=OVERRIDES)
@@ -177,9 +194,6 @@ def export(checkpoint: Path, out: Path, weights: Literal["auto", "average", "las
     click.echo(f"{out}: {what}")
 
 
-main.add_command(submit)
-main.add_command(work)
-main.add_command(cancel)
 main.add_command(evaluate)
 main.add_command(aggregate)
 main.add_command(eval_data)
@@ -202,20 +216,9 @@ def report(run_dir: Path) -> None:
     click.echo(build_report(run_dir))
 
 
-@main.command()
-@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def status(run_dir: Path) -> None:
-    """Say which stages of RUN_DIR are done.
-
-    A stage counts as done while its inputs are unchanged and the files that prove it are there.
-
-    \b
-    Example:
-      neuclip status demo
-    """
-    from pipeline.launch.markers import todo
-    from pipeline.launch.run import Run
-
-    run = Run.open(run_dir)
-    for stage in run.stages:
-        click.echo(f"{stage.name:12} {stage.elements - len(todo(run, stage))}/{stage.elements} done")
+main.add_command(status)
+main.add_command(logs)
+main.add_command(retry)
+main.add_command(submit)
+main.add_command(cancel)
+main.add_command(work)

@@ -1,12 +1,21 @@
-"""Commands on a run as a whole: `neuclip work`, `status`, `logs`, `retry`."""
+"""Commands on a run that is planned: `neuclip work`, `status`, `logs`, `retry`; options of those that plan one."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.launch.run import Run
+    from pipeline.launch.state import JobState
 
 run_dir_argument = click.argument("run_dir", metavar="RUN", type=click.Path(file_okay=False, path_type=Path))
 jobs_option = click.option(
@@ -15,6 +24,20 @@ jobs_option = click.option(
     default=lambda: max(1, (os.cpu_count() or 1)),
     show_default="number of cores",
     help="Elements of one stage (work items of ingest) that run at once.",
+)
+
+
+def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--from` and `--only`, as arguments `first` and `only`."""
+    command = click.option("--only", metavar="STAGE", help="This stage and no other.")(command)
+    return click.option("--from", "first", metavar="STAGE", help="This stage and those after it.")(command)
+
+
+sweep_option = click.option(
+    "--sweep",
+    multiple=True,
+    metavar="KEY=VALUE,VALUE,...",
+    help="Train with each value; several --sweep give all combinations. Corpus and evaluation are shared.",
 )
 
 
@@ -56,3 +79,101 @@ def work(run_dir: Path, stage: str, element: int, launcher: str) -> None:
 
         after(run, stage, element, status, job)
     sys.exit(status)
+
+
+@click.command()
+@run_dir_argument
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(run_dir: Path, as_json: bool) -> None:
+    """Where RUN stands: stages, elements, what failed and why, and what to type next.
+
+    \b
+    done      its marker is there
+    running   a process works on it
+    queued    a job of it waits at the scheduler
+    failed    its last attempt failed, or vanished without a word; `neuclip retry RUN` tries it again
+    stopped   it was asked to stop, and goes on from there with `neuclip retry RUN`
+    blocked   what it needs is not done
+    waiting   its turn has not come
+    \b
+    Example:
+      neuclip status demo
+    """
+    from pipeline.launch.run import Run
+    from pipeline.launch.state import run_state
+    from pipeline.launch.status import print_status
+
+    run = Run.open(run_dir)
+    state = run_state(run, _jobs_of(run))
+    if as_json:
+        click.echo(json.dumps(state.to_json(), indent=2))
+    else:
+        print_status(run, state)
+
+
+@click.command()
+@run_dir_argument
+@click.argument("stage", required=False)
+@click.argument("element", type=click.IntRange(0), required=False)
+@click.option("--follow", "-f", is_flag=True, help="Go on while it runs.")
+def logs(run_dir: Path, stage: str | None, element: int | None, follow: bool) -> None:
+    """What the last attempt at an element of RUN said.
+
+    Without ELEMENT, or STAGE: of one that runs; else of one that failed; else of the last that is done.
+
+    \b
+    Examples:
+      neuclip logs demo --follow
+      neuclip logs demo download 2
+    """
+    from pipeline.launch.logs import choose, show_log
+    from pipeline.launch.run import Run
+    from pipeline.launch.state import run_state
+
+    run = Run.open(run_dir)
+    show_log(
+        run,
+        *choose(run, run_state(run, _jobs_of(run)), stage, element),
+        follow,
+        lambda text: click.echo(text, nl=False),
+    )
+
+
+@click.command()
+@run_dir_argument
+@selection_options
+@jobs_option
+def retry(run_dir: Path, first: str | None, only: str | None, jobs: int) -> None:
+    """Do what failed or is missing in RUN, and what depends on it.
+
+    The plan is the one that stands; what is done stays done. A run that was submitted is submitted again, unless it is
+    in the queue, with the settings of the last time.
+
+    \b
+    Example:
+      neuclip retry demo
+    """
+    from pipeline.launch.local import bring_to_done
+    from pipeline.launch.outcome import print_outcome
+    from pipeline.launch.plan import open_plan
+    from pipeline.launch.slurm import backend
+
+    paths = open_plan(run_dir)
+    if backend.was_submitted(paths):
+        from pipeline.cli_slurm import say
+        from pipeline.launch.slurm.site import kept_cluster
+
+        say(backend.submit_run(paths, kept_cluster(paths.root), first, only), run_dir)
+        return
+    print_outcome(*bring_to_done(paths, jobs, first, only))
+
+
+def _jobs_of(run: Run) -> dict[tuple[str, int], JobState] | None:
+    """What the scheduler has of a run that was submitted; None, with a warning, where it does not answer."""
+    from pipeline.launch.slurm import backend
+
+    try:
+        return backend.job_states(run.paths)
+    except UserError as error:
+        click.echo(f"warning: jobs are not shown: {error}", err=True)
+        return None

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.cli_chain import selection_options, sweep_option
+
 if TYPE_CHECKING:
     from pipeline.launch.slurm.backend import Submitted
 
@@ -20,9 +22,8 @@ if TYPE_CHECKING:
     help="Settings of the site, as in slurm/cluster.yaml; else $NEUCLIP_CLUSTER, else those of the last submission.",
 )
 @click.option("--dry-run", is_flag=True, help="Print scripts, calls of sbatch and totals; submit and write nothing.")
-@click.option("--from", "first", metavar="STAGE", help="This stage and those after it.")
-@click.option("--only", metavar="STAGE", help="This stage alone.")
-@click.option("--sweep", multiple=True, metavar="KEY=V,..", help="Train every combination: --sweep seed=0,1,2")
+@selection_options
+@sweep_option
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def submit(
     recipe: str,
@@ -49,14 +50,16 @@ def submit(
     from pipeline.config.loader import load_recipe
     from pipeline.launch.settle import settle
     from pipeline.launch.slurm import backend
+    from pipeline.launch.sweep import sweep_members
 
-    settled = settle(load_recipe(recipe, overrides), workdir)
+    settled = settle(load_recipe(recipe, overrides), workdir, sweep_members(sweep))
+    of_site = backend.checked_cluster(settled, cluster)
     if dry_run:
         from pipeline.launch.slurm.dry_run import describe
 
-        click.echo(describe(settled, backend.checked_cluster(settled, cluster), first, only))
+        click.echo(describe(settled, of_site, first, only))
         return
-    say(backend.submit_run(settled, cluster, first, only), workdir)
+    say(backend.submit_run(settled, of_site, first, only), workdir)
 
 
 @click.command()

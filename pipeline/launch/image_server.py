@@ -30,7 +30,7 @@ POLL_SECONDS = 0.05
 def image_server(paths: RunPaths, alone: bool) -> Iterator[Callable[[], None]]:
     """Serve the corpus's images on its port of localhost; yields a check that raises once the server is gone.
 
-    alone: not shared with other elements, which wait for their turn: the end of a job is the end of all that it started.
+    alone: not shared with other elements, which wait for their turn: with a job ends all that it started.
     Raises UserError when something else listens there: the URLs carry the port, and a stranger's answers would be
     recorded as what became of them.
     """

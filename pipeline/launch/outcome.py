@@ -10,6 +10,9 @@ from rich.table import Table
 
 from pipeline.files import read_json
 from pipeline.launch.paths import RunPaths
+from pipeline.launch.run import Run
+from pipeline.launch.state import run_state
+from pipeline.launch.status import print_status
 
 
 def stage_metrics(paths: RunPaths, stage: str) -> dict[str, float]:
@@ -38,11 +41,22 @@ def stage_artifacts(paths: RunPaths, stage: str) -> list[Path]:
     }.get(stage, [])
 
 
-def print_outcome(paths: RunPaths) -> None:
-    """The table of stages, the scores against chance, and where the report is."""
+def print_outcome(run: Run, did_something: bool) -> None:
+    """The table of stages, the scores against chance or those of a sweep's members, and where the report is.
+
+    Where stages are left to do, as after `--only`, the state of the run.
+    """
+    paths, state = run.paths, run_state(run)
+    if not did_something:
+        print(f"Nothing to do: every stage {f'of {paths.root} ' if state.done else 'asked for '}is done.")
+    if not state.done:
+        print_status(run, state)
+        return
     summary = read_json(paths.root / "summary.json")
     console = Console()
     console.print(_stages_table(summary))
+    if "members" in summary:
+        console.print(_members_table(summary["members"]))
     if summary["evaluate"]:
         console.print(_scores_table(summary["evaluate"]))
     console.print(f"report:  {summary['report']}", soft_wrap=True)
@@ -53,7 +67,21 @@ def _stages_table(summary: dict[str, Any]) -> Table:
     table = Table("stage", "status")
     table.add_column("seconds", justify="right")
     for name, entry in summary["stages"].items():
-        table.add_row(name, entry["status"], f"{entry['seconds']:.1f}")
+        table.add_row(name, entry["status"], "" if entry["seconds"] is None else f"{entry['seconds']:.1f}")
+    return table
+
+
+def _members_table(members: dict[str, Any]) -> Table:
+    """One row per member: loss, and the scores of the tasks that all of them have."""
+    scores = {name: entry["evaluate"] or {} for name, entry in members.items()}
+    tasks = [task for task in next(iter(scores.values())) if all(task in of for of in scores.values())]
+    table = Table("member")
+    for heading in ("final loss", *tasks):
+        table.add_column(heading, justify="right")
+    for name, entry in members.items():
+        loss = (entry["train"] or {}).get("final_loss")
+        row = [f"{scores[name][task]['score']:.3f}" for task in tasks]
+        table.add_row(name, "" if loss is None else f"{loss:.4f}", *row)
     return table
 
 

@@ -2,7 +2,7 @@
 
 Whatever the backend, the same tree: a parent for the run directory, or for each member of a sweep, and a child per
 stage. Importing mlflow takes seconds, so elements leave it alone; training, a failure, and whatever completes the tree
-bring it up to date. Nothing is recorded twice (RUN/mlflow.json says what was), and nothing fails because of it (contract 7).
+bring it up to date. Nothing is recorded twice (RUN/mlflow.json says what was), and nothing fails because of it.
 """
 
 from __future__ import annotations

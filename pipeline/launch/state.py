@@ -112,6 +112,14 @@ def run_state(run: Run, jobs: Mapping[tuple[str, int], JobState] | None = None) 
     return RunState(states, (run.paths.root / STOP_FILE).exists())
 
 
+def element_state(run: Run, stage: Stage, number: int) -> ElementState:
+    """Of one element, done ones included."""
+    if run.paths.marker(stage.name, number).exists():
+        return ElementState(number, "done")
+    attempts = read_attempts(run.paths.attempts(stage.name, number))
+    return _not_done(run, stage, number, attempts[-1] if attempts else None, None)
+
+
 def _listed(paths: RunPaths) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
     """The elements of each stage that have a marker, and those that have attempts."""
     done: dict[str, set[int]] = {}
@@ -137,7 +145,7 @@ def _stage_state(
             continue
         attempted = number in tried.get(stage.name, ())
         attempts = read_attempts(run.paths.attempts(stage.name, number)) if attempted else []
-        element = _element_state(run, stage, number, attempts[-1] if attempts else None, jobs.get((stage.name, number)))
+        element = _not_done(run, stage, number, attempts[-1] if attempts else None, jobs.get((stage.name, number)))
         if element.state == "blocked" and all(n in done.get(need.name, ()) for need, n in run.needs(stage, number)):
             element = ElementState(number, "waiting", element.attempt)
         not_done.append(element)
@@ -146,7 +154,7 @@ def _stage_state(
     return StageState(stage.name, stage.elements, not_done, sum(seconds) / len(seconds) if seconds else None)
 
 
-def _element_state(run: Run, stage: Stage, number: int, last: Attempt | None, job: JobState | None) -> ElementState:
+def _not_done(run: Run, stage: Stage, number: int, last: Attempt | None, job: JobState | None) -> ElementState:
     if job is not None:
         return ElementState(number, job.state, last, job.nodes, job.reason)
     if last is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.config.loader import read_yaml
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.tracking.jsonl import Point, read_points
@@ -68,29 +69,36 @@ class RunFacts:
 
 
 def read_facts(run_dir: Path) -> RunFacts:
-    """Read a run directory. Raises UserError if it has no plan."""
-    plan = _read(run_dir / "plan.json")
+    """Read a run directory, or the folder of one member of a sweep. Raises UserError if there is no plan."""
+    of_sweep = run_dir.parent.name == "members" and not (run_dir / "plan.json").exists()
+    shared = run_dir.parent.parent if of_sweep else run_dir  # where a sweep keeps what its members share
+    plan = read_json_object(shared / "plan.json")
     if plan is None or not {"recipe", "config", "stages"} <= plan.keys():
         raise UserError(f"{run_dir} is no run directory: it has no readable plan.json. Give the folder of a run.")
-    corpus = run_dir / "corpora" / Path(plan["config"]["corpus"]["name"]).stem
+    if of_sweep:
+        plan = _plan_of_member(plan, run_dir)
+    corpus = shared / "corpora" / Path(plan["config"]["corpus"]["name"]).stem
     results = run_dir / "results"
-    tasks = [_read(path) for path in sorted(results.glob("*.json")) if path.name != "aggregate.json"]
+    tasks = [read_json_object(path) for path in sorted(results.glob("*.json")) if path.name != "aggregate.json"]
     failed = [task for task in tasks if task and "error" in task]
     scored = [task for task in tasks if task and task.get("score") is not None]
-    aggregate, export = _read(results / "aggregate.json"), _read(run_dir / "model" / "export.json")
+    aggregate, export = (
+        read_json_object(results / "aggregate.json"),
+        read_json_object(run_dir / "model" / "export.json"),
+    )
     return RunFacts(
         run_dir=run_dir,
         plan=plan,
-        stages=[_stage(run_dir, stage) for stage in plan["stages"]],
+        stages=[_stage(shared, stage) for stage in plan["stages"]],
         corpus=corpus,
-        manifest=_read(corpus / "manifest.json"),
-        train=_read(run_dir / "train" / "summary.json"),
+        manifest=read_json_object(corpus / "manifest.json"),
+        train=read_json_object(run_dir / "train" / "summary.json"),
         points=read_points(run_dir / "train" / "metrics.jsonl"),
         results=_of_one_model(scored, aggregate, export),
         failures={task["task"]: task["error"] for task in failed},
         aggregate=aggregate,
         export=export,
-        mlflow=_read(run_dir / "mlflow.json"),
+        mlflow=read_json_object(run_dir / "mlflow.json"),
     )
 
 
@@ -105,13 +113,29 @@ def _of_one_model(scored: list[Json], aggregate: Json | None, export: Json | Non
     return [r for r in scored if export is not None and r["checkpoint_sha256"] == export["weights_sha256"]]
 
 
+def _plan_of_member(plan: Json, folder: Path) -> Json:
+    """The plan of a sweep as if there were but this member: its recipe, and of the stages its elements."""
+    names = [member["name"] for member in plan.get("members", ())]
+    if folder.name not in names:
+        raise UserError(f"{folder} is no member of the sweep in {folder.parent.parent}: there are {', '.join(names)}")
+    number, config = names.index(folder.name), read_yaml(folder / "recipe.yaml")
+    stages = [
+        {**stage, "elements": each or stage["elements"], "first": number * each}
+        for stage in plan["stages"]
+        if stage["name"] != "compare"
+        for each in (stage["per_member"],)
+    ]
+    return {"recipe": plan["recipe"], "config": config, "stages": stages}
+
+
 def _stage(run_dir: Path, stage: Json) -> StageFacts:
-    paths = [run_dir / "stages" / f"{stage['name']}.{i}.json" for i in range(stage["elements"])]
-    markers = [marker for marker in map(_read, paths) if marker and marker.get("status") == "done"]
+    first = stage.get("first", 0)
+    paths = [run_dir / "stages" / f"{stage['name']}.{first + i}.json" for i in range(stage["elements"])]
+    markers = [marker for marker in map(read_json_object, paths) if marker and marker.get("status") == "done"]
     return StageFacts(stage["name"], stage["elements"], markers)
 
 
-def _read(path: Path) -> Json | None:
+def read_json_object(path: Path) -> Json | None:
     """A JSON object, or None where there is no file, or not one that can be read."""
     try:
         value = read_json(path)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.report.facts import Json, RunFacts, StageFacts
 
 TRAIN_KEYS = ("steps", "final_loss", "tau", "log_normalizer_mse", "samples_per_second", "npn_share")
 
 
-def summarise(facts: RunFacts, page: Path, seconds: float) -> Json:
-    """The summary. page: where the report is. seconds: that it took; its own marker is not there yet."""
+def summarise(facts: RunFacts, page: Path, seconds: float, stage: str = "report") -> Json:
+    """The summary. page: where the report is. seconds: that it took; the marker of its own stage is not there yet."""
     return {
-        "stages": {stage.name: _stage(stage, seconds) for stage in facts.stages},
+        "stages": {s.name: _own(seconds) if s.name == stage else _stage(s) for s in facts.stages},
         "ingest": facts.manifest and _ingest(facts.manifest),
         "train": facts.train and {key: facts.train.get(key) for key in TRAIN_KEYS},
         "evaluate": {r["task"]: {"score": r["score"], "chance": r["chance"]} for r in facts.results} or None,
@@ -28,9 +27,11 @@ def failed_by_cause(manifest: Json) -> dict[str, int]:
     return dict(sorted(failed.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _stage(stage: StageFacts, report_seconds: float) -> dict[str, Any]:
-    if stage.name == "report":
-        return {"status": "done", "seconds": report_seconds}
+def _own(seconds: float) -> Json:
+    return {"status": "done", "seconds": seconds}
+
+
+def _stage(stage: StageFacts) -> Json:
     return {"status": stage.status, "seconds": stage.seconds}
 
 

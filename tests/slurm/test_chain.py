@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.chain import Chain, kill_daemon, neuclip, slurm
+from tests.slurm.chain import Chain, kill_daemon, slurm
 from tests.slurm.conftest import DEV_CLUSTER
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -76,7 +75,8 @@ def test_a_slice_shorter_than_training(finished: Chain, tmp_path: Path) -> None:
     """A real time limit: asked to stop ahead of it, the job comes back until all is done."""
     site = tmp_path / "cluster.yaml"
     site.write_text("train: {nodes: 2, tasks_per_node: 1, time: '2'}\nsignal_seconds: 40\n")
-    chain = Chain(tmp_path / "sliced", finished.settings, site)
+    workdir = finished.again(tmp_path / "sliced", "train", "export", "evaluate", "report").workdir
+    chain = Chain(workdir, (*finished.settings, "checkpoint.every=1000"), site)
 
 
 def test_a_cancelled_element_waits_for_its_owner(finished: Chain, tmp_path: Path) -> None:

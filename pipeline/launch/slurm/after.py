@@ -21,8 +21,8 @@ def after(run: Run, stage: str, number: int, status: int, job: Mapping[str, Any]
     """To be called last in a job. status: with which `neuclip work` is about to exit.
 
     Stopped: the job requeues itself, up to the site's max_requeues, unless somebody else is about to end it or the run
-    was asked to stop. So it does when ranks were lost: the node may be broken. Neither that nor done: the jobs that wait
-    for this element are cancelled.
+    was asked to stop. So it does when ranks were lost, for their node may be broken. Neither that nor done: the jobs
+    that wait for this element are cancelled.
     """
     try:
         if status == 0:

@@ -17,16 +17,18 @@ from pipeline.launch.slurm.commands import Queued
 from pipeline.launch.slurm.jobs import Element
 from pipeline.launch.slurm.site import check, find_cluster, write_site
 from pipeline.launch.state import JobState
-from pipeline.locks import taking_turns
+from pipeline.locks import exclusive
 from pipeline.stopping import STOP_FILE
 
 REASONS = {  # the commonest words of squeue, in ours
-    "Dependency": "waits for the stages before",
+    "Dependency": "",  # on the stages before
+    "None": "",
     "BeginTime": "requeued: SLURM starts it two minutes later",
     "JobArrayTaskLimit": "as many elements run as the throttle allows",
     "Priority": "other jobs come first",
     "Resources": "waits for free nodes",
 }
+PATIENCE_SECONDS = 60  # for another submission of the same run
 ENDING_SECONDS = 60  # for jobs that are just ending to be gone, or back in the queue
 
 
@@ -39,16 +41,13 @@ class Submitted:
     in_queue: int
 
 
-def submit_run(
-    settled: RunPaths, cluster_file: Path | None, first: str | None = None, only: str | None = None
-) -> Submitted:
+def submit_run(settled: RunPaths, cluster: Cluster, first: str | None = None, only: str | None = None) -> Submitted:
     """Submit what a settled run lacks, from stage `first` on or of stage `only`, unless it is in the queue."""
     commands.require()
     stop = settled.root / STOP_FILE
     if stop.exists():
         raise UserError(f"{stop} exists: somebody wants this run to stop. Remove it to go on.")
-    cluster = checked_cluster(settled, cluster_file)
-    with taking_turns(settled.root / ".submit"):
+    with exclusive(settled.root / ".lock", str(settled.root), PATIENCE_SECONDS):
         run = Run.planned(freeze(settled))
         stages = run.select(first, only)
         write_site(run.paths, cluster)
@@ -62,7 +61,7 @@ def submit_run(
 
 
 def checked_cluster(paths: RunPaths, cluster_file: Path | None) -> Cluster:
-    """The settings in force. Raises UserError for those under which a member's jobs could only fail."""
+    """The settings to submit with. Raises UserError for those under which a member's jobs could only fail."""
     cluster = find_cluster(cluster_file, paths.root)
     for number in range(max(1, len(paths.members))):
         check(cluster, paths.member(number).config)
@@ -71,10 +70,9 @@ def checked_cluster(paths: RunPaths, cluster_file: Path | None) -> Cluster:
 
 def cancel_run(run: Run) -> dict[Element, Queued]:
     """Take exactly this run's jobs out of the queue; those that run are ended. Returns what was there."""
-    with taking_turns(run.paths.root / ".submit"):
-        queued = jobs.in_queue(run.paths)
-        jobs.cancel(run.paths, queued, "neuclip cancel")
-        return queued
+    queued = jobs.in_queue(run.paths)
+    jobs.cancel(run.paths, queued, "neuclip cancel")
+    return queued
 
 
 def was_submitted(paths: RunPaths) -> bool:

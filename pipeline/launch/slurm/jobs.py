@@ -19,6 +19,7 @@ from pipeline.launch.paths import RunPaths
 from pipeline.launch.slurm import commands
 from pipeline.launch.slurm.arrays import compressed, expanded
 from pipeline.launch.slurm.commands import Queued
+from pipeline.locks import taking_turns
 
 Element = tuple[str, int]  # stage, number
 
@@ -43,24 +44,8 @@ def note_submitted(
     _note(paths, "submitted", stage, elements, {"job": job, "offset": offset, "command": list(command)})
 
 
-def note_cancelled(paths: RunPaths, stage: str, elements: Sequence[int], reason: str) -> None:
-    _note(paths, "cancelled", stage, elements, {"reason": reason})
-
-
-def cancelled(paths: RunPaths) -> dict[Element, str]:
-    """Why elements were taken out of the queue, unless they were submitted again."""
-    reasons: dict[Element, str] = {}
-    for line in _read(paths):
-        for number in expanded(line["elements"]):
-            if line["event"] == "cancelled":
-                reasons[line["stage"], number] = line["reason"]
-            else:
-                reasons.pop((line["stage"], number), None)
-    return reasons
-
-
 def in_queue(paths: RunPaths) -> dict[Element, Queued]:
-    """The elements of this run that SLURM has: pending, running or ending. Asks SLURM only if anything was submitted."""
+    """The elements of this run that SLURM has: pending, running or ending. Asks it only if anything was submitted."""
     known = {line["job"]: line for line in _read(paths) if line["event"] == "submitted"}
     found: dict[Element, Queued] = {}
     for queued in commands.queue() if known else ():
@@ -85,7 +70,7 @@ def cancel(paths: RunPaths, chosen: dict[Element, Queued], reason: str) -> None:
             arrays.setdefault(queued.job, []).append(queued.index)
     names += [f"{job}_[{compressed(indices)}]" for job, indices in arrays.items()]
     for stage, numbers in stages.items():  # first the reason: whoever sees them gone can read it
-        note_cancelled(paths, stage, numbers, reason)
+        _note(paths, "cancelled", stage, numbers, {"reason": reason})
     if names:
         commands.cancel(names)
 
@@ -94,7 +79,7 @@ def _note(paths: RunPaths, event: str, stage: str, elements: Iterable[int], rest
     line = {"event": event, "time": time.time(), "stage": stage, "elements": compressed(elements), **rest}
     file = ledger(paths)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a", encoding="utf-8") as stream:
+    with taking_turns(file.with_name(".jobs")), open(file, "a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""How a job runs the command of an element: in the site's container, and with a rank per task where ranks are wanted."""
+"""How a job runs the command of an element: in the site's container, and with a rank per task where it has ranks."""
 
 from __future__ import annotations
 
