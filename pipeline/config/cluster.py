@@ -103,7 +103,7 @@ def load_cluster(path: Path) -> Cluster:
 
 
 def limit_seconds(time: str) -> int:
-    """Of a limit as SLURM writes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    """Of a limit as SLURM writes it: minutes[:seconds], hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
     days, dash, rest = time.rpartition("-")
     numbers = [int(part) for part in rest.split(":")]
     if dash:

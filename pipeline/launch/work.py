@@ -73,15 +73,17 @@ class _Forwarder:
     def ask(self, number: int, name: str) -> None:
         """Have the command end. name: of what wants it to."""
         self.asked.append(name)
-        if number not in self._passed_on:
-            return
         if self._process is None:
             self._pending.append(number)
         else:
             self._process.send_signal(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.ask(number, signal.Signals(number).name)
+        name = signal.Signals(number).name
+        if number in self._passed_on:
+            self.ask(number, name)
+        else:
+            self.asked.append(name)
 
 
 @dataclass
@@ -180,7 +182,7 @@ def _wait(
     while process.poll() is None:
         check()
         if far_stop is not None and stage.together and far_stop.exists():
-            forwarder.ask(signal.SIGTERM, str(far_stop))
+            forwarder.ask(signal.SIGUSR1, str(far_stop))
             far_stop = None
         time.sleep(POLL_SECONDS)
 

@@ -10,14 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.loader import load_recipe
 from pipeline.files import read_json, sha256_file
 from pipeline.launch.attempts import read_attempts
+from pipeline.launch.markers import mark_done
 from pipeline.launch.paths import RunPaths
-from pipeline.launch.plan import open_plan
+from pipeline.launch.plan import freeze, open_plan
+from pipeline.launch.run import Run
+from pipeline.launch.settle import settle
+from pipeline.launch.sweep import sweep_members
 
 TINY = (
     "corpus.scenes=160", "corpus.evaluation_scenes=64", "corpus.samples_per_shard=50", "train.epochs=12",
@@ -35,6 +40,7 @@ class Chain:
     workdir: Path
     settings: tuple[str, ...]
     site: Path
+    sweep: tuple[str, ...] = ()
 
     @property
     def paths(self) -> RunPaths:
@@ -42,6 +48,7 @@ class Chain:
 
     def submit(self, *options: str, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         given = [*options, "--cluster", str(self.site), *TINY, *self.settings, *settings]
+        given += [f"--sweep={axis}" for axis in self.sweep]
         return neuclip("submit", "demo", "--workdir", str(self.workdir), *given)
 
     def command(self, name: str, *options: str) -> str:
@@ -105,6 +112,26 @@ class Chain:
             shutil.rmtree(workdir / {"export": "model", "evaluate": "results"}.get(stage, stage), ignore_errors=True)
         return Chain(workdir, self.settings, self.site)
 
+    def planned(self, workdir: Path, *settings: str, sweep: tuple[str, ...] = (), site: str | None = None) -> Chain:
+        """Another recipe, or a sweep, on this run's corpus: what comes before training is marked as done."""
+        config = load_recipe("demo", (*TINY, *self.settings, *settings))
+        run = Run.planned(freeze(settle(config, workdir, sweep_members(sweep))))
+        for name in ("corpora", "evaldata"):
+            shutil.copytree(self.workdir / name, workdir / name)
+        for stage in run.stages:
+            if not stage.per_member and stage.name != "compare":
+                for number in range(stage.elements):
+                    mark_done(run, stage, number, time.time(), [])
+        return Chain(workdir, (*self.settings, *settings), self.site, sweep).at(site)
+
+    def at(self, site: str | None) -> Chain:
+        """The same run with other settings of the site, as YAML."""
+        if site is None:
+            return self
+        file = self.workdir.with_name(f"{self.workdir.name}.yaml")
+        file.write_text(site)
+        return replace(self, site=file)
+
 
 def neuclip(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "pipeline", *arguments], capture_output=True, text=True, timeout=120)
@@ -125,16 +152,14 @@ def hurry() -> None:
             subprocess.run(["scontrol", "update", f"JobId={name}", "StartTime=now"], capture_output=True, timeout=60)
 
 
-def kill_daemon(cluster: Path, node: str) -> None:
-    """kill -9 of a node's slurmd, and of what its jobs run there, as when a machine goes down."""
-    os.kill(int((cluster / f"run/slurmd.{node}.pid").read_text()), signal.SIGKILL)
+def kill_rank(chain: Chain, rank: int) -> None:
+    """kill -9 of one rank of its training."""
+    marks = {f"RANK={rank}".encode(), b"SLURM_JOB_ID=" + chain.job_of("train").encode()}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (process / "environ").read_bytes().split(b"\0")
+            if marks <= set((process / "environ").read_bytes().split(b"\0")):
+                os.kill(int(process.name), signal.SIGKILL)
+                return
         except OSError:
             continue
-        if (
-            f"SLURMD_NODENAME={node}".encode() in environment
-            and f"SLURM_CONF={cluster}/slurm.conf".encode() in environment
-        ):
-            os.kill(int(process.name), signal.SIGKILL)
+    raise AssertionError(f"no rank {rank} runs")

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.chain import Chain, kill_daemon, slurm
+from pipeline.files import read_json
+from tests.slurm.chain import SITE, Chain, kill_rank, slurm
 from tests.slurm.conftest import DEV_CLUSTER
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 STAGES = ["fabricate", "plan", "download", "verify", "manifest", "train", "export", "evaluate", "report"]
+FROM_TRAINING = ("train", "export", "evaluate", "report")
+
+
+@pytest.fixture(scope="module")
+def sliced(finished: Chain, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """Training for which a real time limit is too short; it goes on while the other tests run."""
+    site = f"{SITE[:-2]}, time: '3'}}\nsignal_seconds: 50\n"
+    chain = finished.planned(tmp_path_factory.mktemp("sliced") / "run", "train.epochs=120", site=site)
+    assert chain.submit("--only", "train").returncode == 0
+    return chain
 
 
 def test_everything_is_done_and_recorded_once(finished: Chain) -> None:
@@ -22,15 +35,14 @@ def test_everything_is_done_and_recorded_once(finished: Chain) -> None:
     assert all(entry["done"] == entry["total"] for entry in status["stages"].values()), finished.say()
     assert status["stages"]["download"]["total"] == 4
     assert (finished.workdir / "report.html").exists()
-    assert json.loads((finished.workdir / "train/summary.json").read_text())["world_size"] == 2
-    runs = json.loads((finished.workdir / "mlflow.json").read_text())["runs"]
-    assert set(runs) == set(STAGES)
+    assert read_json(finished.workdir / "train/summary.json")["world_size"] == 2
+    assert set(read_json(finished.workdir / "mlflow.json")["runs"]) == set(STAGES)
 
 
 def test_ranks_were_on_both_nodes(finished: Chain) -> None:
     began = json.loads((finished.workdir / "stages/train.0.attempts.jsonl").read_text().splitlines()[0])
     assert began["job"]["nodes"] == "n[1-2]"
-    assert "torchrun" not in (finished.workdir / "logs/train.0.log").read_text()
+    assert " srun " in (finished.workdir / "logs/train.0.log").read_text()
 
 
 def test_submitting_what_is_done_does_nothing(finished: Chain) -> None:
@@ -48,69 +60,71 @@ def test_another_recipe_is_refused_with_the_difference(finished: Chain) -> None:
 
 
 def test_training_goes_on_whatever_is_done_to_it(finished: Chain, cluster: Path, tmp_path: Path) -> None:
-    """Stopped ahead of a time limit, requeued, its node lost, a rank killed: the same samples, the same weights."""
-    chain = finished.again(tmp_path / "disturbed", "train", "export", "evaluate", "report")
+    """Stopped ahead of time, requeued, a rank killed, a node lost: the same samples, the same weights."""
+    chain = finished.again(tmp_path / "disturbed", *FROM_TRAINING)
     assert chain.submit().returncode == 0
-    checkpoints = chain.workdir / "train/checkpoints"
 
     def saved(step: int) -> bool:
-        return any(int(tag.parent.name[5:]) >= step for tag in checkpoints.glob("step-*/COMPLETE"))
+        tags = (chain.workdir / "train/checkpoints").glob("step-*/COMPLETE")
+        return any(int(tag.parent.name.removeprefix("step-")) >= step for tag in tags)
+
+    def again(attempt: int) -> bool:
+        return len(chain.attempts("train")) == attempt
 
     chain.wait(until=lambda: saved(5))
-    slurm("scancel", "--batch", "--signal=USR1", chain.job_of("train"))  # as --signal=B:USR1@... does
-    chain.wait(until=lambda: chain.attempts("train") == ["stopped", None])
+    slurm("scancel", "--batch", "--signal=USR1", chain.job_of("train"))  # as --signal=B:USR1@300 has it done
+    chain.wait(until=lambda: again(2))
+    assert chain.attempts("train")[0] == "stopped"
     chain.wait(until=lambda: saved(15))
     slurm("scontrol", "requeue", chain.job_of("train"))
-    chain.wait(until=lambda: len(chain.attempts("train")) == 3)
+    chain.wait(until=lambda: again(3))
     chain.wait(until=lambda: saved(25))
-    kill_daemon(cluster, "n2")
+    kill_rank(chain, 1)
+    chain.wait(until=lambda: again(4))
+    chain.wait(until=lambda: saved(35))
+    os.kill(int((cluster / "run/slurmd.n2.pid").read_text()), signal.SIGKILL)
+    chain.wait(until=lambda: "down" in slurm("sinfo", "--noheader", "--nodes=n2", "--format=%T"))
     subprocess.run([DEV_CLUSTER / "up", cluster], check=True, capture_output=True, timeout=90)
     chain.wait()
     assert chain.attempts("train")[-1] == "done", chain.say()
-    assert len(chain.attempts("train")) >= 4
+    assert len(chain.attempts("train")) == 5
     assert chain.outcome() == finished.outcome()
 
 
-def test_a_slice_shorter_than_training(finished: Chain, tmp_path: Path) -> None:
-    """A real time limit: asked to stop ahead of it, the job comes back until all is done."""
-    site = tmp_path / "cluster.yaml"
-    site.write_text("train: {nodes: 2, tasks_per_node: 1, time: '2'}\nsignal_seconds: 40\n")
-    workdir = finished.again(tmp_path / "sliced", "train", "export", "evaluate", "report").workdir
-    chain = Chain(workdir, (*finished.settings, "checkpoint.every=1000"), site)
-
-
-def test_a_cancelled_element_waits_for_its_owner(finished: Chain, tmp_path: Path) -> None:
-    """scancel is somebody's will: the element stays out, what needs it is released, and `retry` does the rest."""
+def test_cancelled_elements_wait_for_their_owner(finished: Chain, tmp_path: Path) -> None:
+    """scancel is somebody's will: what needs the element is released, and `retry` does that alone."""
     chain = finished.again(tmp_path / "cancelled", "verify", "manifest")
     assert chain.submit().returncode == 0
-    chain.wait(until=lambda: f"{chain.job_of('verify')}_1" in chain.jobs())
     slurm("scancel", f"{chain.job_of('verify')}_1")
     chain.wait()
     assert [chain.done("verify", element) for element in range(4)] == [True, False, True, True]
     assert not chain.done("manifest")
-    chain.command("retry")
+    assert "retry" in chain.command("status")
+    assert "verify 1" in chain.command("retry")
     chain.wait()
-    assert chain.attempts("verify", 0) == ["done"]
+    assert [chain.attempts("verify", element)[-1:] for element in range(4)] == [["done"]] * 4
+    assert len(chain.attempts("verify", 0)) == 1
     assert chain.outcome() == finished.outcome()
 
 
-def test_preempted_ingest_comes_back(finished: Chain, tmp_path: Path) -> None:
-    chain = finished.again(tmp_path / "preempted", "evaluate", "report")
-    assert chain.submit("--only", "evaluate").returncode == 0
-    chain.wait(until=lambda: chain.attempts("evaluate") == [None])
-    slurm("scancel", "--batch", "--signal=USR1", chain.job_of("evaluate"))
-    chain.wait()
-    assert chain.attempts("evaluate") == ["stopped", "done"]
-
-
-def test_a_bound_on_coming_back(finished: Chain, tmp_path: Path) -> None:
-    site = tmp_path / "cluster.yaml"
-    site.write_text("max_requeues: 0\n")
-    chain = Chain(finished.again(tmp_path / "bounded", "evaluate", "report").workdir, finished.settings, site)
+def test_evaluation_comes_back_up_to_a_bound(finished: Chain, tmp_path: Path) -> None:
+    chain = finished.again(tmp_path / "bounded", "evaluate", "report").at("max_requeues: 1\n")
     assert chain.submit().returncode == 0
-    chain.wait(until=lambda: chain.attempts("evaluate") == [None])
-    slurm("scancel", "--batch", "--signal=USR1", chain.job_of("evaluate"))
+    for attempt in (1, 2):
+        chain.wait(until=lambda attempt=attempt: chain.attempts("evaluate")[attempt - 1 :] == [None])
+        slurm("scancel", "--batch", "--signal=USR1", chain.job_of("evaluate"))
+        chain.wait(until=lambda attempt=attempt: chain.attempts("evaluate")[attempt - 1 :] == ["stopped"])
     chain.wait()
-    assert chain.attempts("evaluate") == ["stopped"]
-    assert "max_requeues=0" in chain.say()
-    assert chain.attempts("report") == []  # released, without having run
+    assert chain.attempts("evaluate") == ["stopped", "stopped"]
+    assert "max_requeues=1 are used up" in chain.say()
+    assert chain.attempts("report") == []  # released without having run
+
+
+def test_training_longer_than_its_time_limit(sliced: Chain) -> None:
+    sliced.wait()
+    assert sliced.attempts("train")[-1] == "done", sliced.say()
+    assert len(sliced.attempts("train")) >= 2
+    assert set(sliced.attempts("train")[:-1]) == {"stopped"}
+    steps = [json.loads(line)["step"] for line in (sliced.workdir / "train/metrics.jsonl").read_text().splitlines()]
+    summary = read_json(sliced.workdir / "train/summary.json")
+    assert steps == list(range(2, summary["steps"] + 1, 2))  # each once, none twice

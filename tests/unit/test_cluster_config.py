@@ -72,10 +72,10 @@ def test_time_limits_as_slurm_reads_them(limit: str, seconds: int) -> None:
 def test_settings_under_which_jobs_could_only_fail_are_refused() -> None:
     config = load_recipe("demo")
     with pytest.raises(UserError, match="leaves no time to work"):
-        check(Cluster.model_validate({"train": {"time": "6"}}), config)
+        check(Cluster.model_validate({"train": {"time": "7"}}), config)
     with pytest.raises(UserError, match="cannot be split over 3 ranks"):
         check(Cluster.model_validate({"train": {"nodes": 3, "tasks_per_node": 1}}), config)
-    check(Cluster.model_validate({"train": {"time": "7"}}), config)
+    check(Cluster.model_validate({"train": {"time": "8"}}), config)
 
 
 def test_which_settings_are_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

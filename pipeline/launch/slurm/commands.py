@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
@@ -48,7 +48,9 @@ def require() -> None:
 
 def sbatch(arguments: Sequence[str]) -> str:
     """Submit; the id of the job. Raises UserError with SLURM's reason."""
-    return _run(["sbatch", "--parsable", *arguments]).strip().partition(";")[0]
+    # Within a job, its variables would become options of the new one.
+    environment = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith("SLURM_")}
+    return _run(["sbatch", "--parsable", *arguments], environment=environment).strip().partition(";")[0]
 
 
 def test(arguments: Sequence[str]) -> str:
@@ -62,7 +64,7 @@ def test(arguments: Sequence[str]) -> str:
 def queue() -> list[Queued]:
     """Everything of this user that is pending, running or ending, arrays by element."""
     form = "|".join(_FIELDS)
-    text = _run(["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", f"--format={form}"])
+    text = _run(["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={form}"])
     return [_queued(line) for line in text.splitlines() if line]
 
 
@@ -103,9 +105,9 @@ def _queued(line: str) -> Queued:
     return Queued(job, int(index) if index.isdigit() else None, *rest)
 
 
-def _run(command: Sequence[str], status: tuple[int, ...] = (0,)) -> str:
+def _run(command: Sequence[str], status: tuple[int, ...] = (0,), environment: Mapping[str, str] | None = None) -> str:
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment)
     except FileNotFoundError:
         raise UserError(f"{command[0]} is not on PATH: run this where SLURM is") from None
     except subprocess.TimeoutExpired:

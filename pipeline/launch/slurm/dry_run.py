@@ -40,11 +40,10 @@ def describe(settled: RunPaths, cluster: Cluster, first: str | None, only: str |
 
 
 def _title(submission: Submission, cluster: Cluster) -> str:
-    elements, limit = len(submission.elements), cluster.resources(submission.stage.resources).time
-    which = f"elements {compressed(submission.elements)}" if submission.stage.elements > 1 else "one job"
-    return f"{submission.stage.name}: {which}, time limit {limit or 'as the partition has it'}" + (
-        f", {elements} in all" if elements > 1 else ""
-    )
+    limit = cluster.resources(submission.stage.resources).time
+    numbers = compressed(submission.elements)
+    which = f"an array for elements {numbers}" if submission.stage.elements > 1 else "a job"
+    return f"{submission.stage.name}: {which}, time limit {limit or 'as the partition has it'}"
 
 
 def _typed(arguments: list[str]) -> str:

@@ -19,6 +19,7 @@ from pipeline.launch.slurm.jobs import folder
 
 SCRIPTS = Path(__file__).parents[3] / "slurm"
 SIGNAL_SPREAD_SECONDS = 60  # SLURM sends its signal up to so much earlier than it is asked to
+START_SECONDS = 60  # before which a signal may come too early to be heard
 
 
 def find_cluster(given: Path | None, run_dir: Path) -> Cluster:
@@ -42,7 +43,7 @@ def check(cluster: Cluster, config: RunConfig) -> None:
     """Raises UserError for settings under which a job could only fail."""
     for kind in KINDS:
         limit = cluster.resources(kind).time
-        if limit is not None and limit_seconds(limit) <= cluster.signal_seconds + SIGNAL_SPREAD_SECONDS:
+        if limit is not None and limit_seconds(limit) <= cluster.signal_seconds + SIGNAL_SPREAD_SECONDS + START_SECONDS:
             raise UserError(
                 f"{kind}.time={limit} leaves no time to work: jobs are asked to stop signal_seconds="
                 f"{cluster.signal_seconds} before it, and SLURM does so up to {SIGNAL_SPREAD_SECONDS} s early. "
