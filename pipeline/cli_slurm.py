@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli_chain import selection_options, sweep_option
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.launch.slurm.backend import Submitted
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("recipe")
-@click.option("--workdir", required=True, type=click.Path(path_type=Path), help="Run directory, on a shared disk.")
+@click.option("--workdir", type=click.Path(path_type=Path), help="Run directory, on a disk that all nodes share.")
 @click.option(
     "--cluster",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def submit(
     recipe: str,
-    workdir: Path,
+    workdir: Path | None,
     cluster: Path | None,
     dry_run: bool,
     first: str | None,
@@ -43,7 +44,7 @@ def submit(
 
     \b
     Examples:
-      neuclip submit demo --workdir /shared/runs/demo --dry-run
+      neuclip submit demo --dry-run
       neuclip submit cc12m --workdir /shared/runs/cc12m --cluster site.yaml --sweep objective=neuclip,openclip
     Then: neuclip status, logs, retry and cancel /shared/runs/cc12m; docs/slurm.md
     """
@@ -52,6 +53,9 @@ def submit(
     from pipeline.launch.slurm import backend
     from pipeline.launch.sweep import sweep_members
 
+    if workdir is None and not dry_run:
+        raise UserError("--workdir is missing: say where the run is kept, or ask for a --dry-run")
+    workdir = workdir or Path("RUN")
     settled = settle(load_recipe(recipe, overrides), workdir, sweep_members(sweep))
     of_site = backend.checked_cluster(settled, cluster)
     if dry_run:

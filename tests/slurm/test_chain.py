@@ -24,7 +24,9 @@ FROM_TRAINING = ("train", "export", "evaluate", "report")
 def sliced(finished: Chain, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """Training for which a real time limit is too short; it goes on while the other tests run."""
     site = f"{SITE[:-2]}, time: '3'}}\nsignal_seconds: 50\n"
-    chain = finished.planned(tmp_path_factory.mktemp("sliced") / "run", "train.epochs=120", site=site)
+    chain = finished.planned(
+        tmp_path_factory.mktemp("sliced") / "run", "train.epochs=160", "checkpoint.every=50", site=site
+    )
     assert chain.submit("--only", "train").returncode == 0
     return chain
 
