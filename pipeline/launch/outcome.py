@@ -29,7 +29,7 @@ def stage_metrics(paths: RunPaths, stage: str) -> dict[str, float]:
 
 def stage_artifacts(paths: RunPaths, stage: str) -> list[Path]:
     """Small files that tell what a finished stage did."""
-    return {
+    files = {
         "plan": [paths.corpus / "plan.json", paths.recipe],
         "manifest": [paths.corpus / "manifest.json"],
         "train": [paths.train / "summary.json", paths.train / "recipe.yaml"],
@@ -39,6 +39,7 @@ def stage_artifacts(paths: RunPaths, stage: str) -> list[Path]:
         "report": [paths.home / "report.html", paths.home / "summary.json"],
         "compare": [paths.root / "summary.json"],
     }.get(stage, [])
+    return [path for path in files if path.is_file()]
 
 
 def print_outcome(run: Run, did_something: bool) -> None:

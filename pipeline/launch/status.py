@@ -37,9 +37,10 @@ def print_status(run: Run, state: RunState) -> None:
 def what_next(run: Run, state: RunState) -> list[str]:
     """What the owner of the run may want to type, as it stands."""
     root = run.paths.root
-    by_state = {
-        element.state: (stage.name, element.element) for stage in reversed(state.stages) for element in stage.not_done
-    }
+    by_state: dict[str, tuple[str, int]] = {}  # the first of each
+    for stage in state.stages:
+        for element in stage.not_done:
+            by_state.setdefault(element.state, (stage.name, element.element))
     if state.done:
         return [f"All done: {root / ('summary.json' if run.paths.members else 'report.html')}"]
     lines = []

@@ -50,7 +50,7 @@ def sweep_members(settings: Sequence[str]) -> tuple[Member, ...]:
 
 
 def _name(overrides: tuple[str, ...]) -> str:
-    name = re.sub(r"[^\w.,=+\-]", "_", ",".join(overrides), flags=re.ASCII)
+    name = ",".join(re.sub(r"[^\w.=+\-]", "_", override, flags=re.ASCII) for override in overrides)
     if len(name) > NAME_CHARACTERS:
         raise UserError(f"--sweep makes a folder name of {len(name)} characters: sweep over recipes of shorter values")
     return name
