@@ -27,7 +27,7 @@ POLL_SECONDS = 0.05
 
 
 @contextmanager
-def image_server(paths: RunPaths, alone: bool) -> Iterator[Callable[[], None]]:
+def image_server(paths: RunPaths, alone: bool = False) -> Iterator[Callable[[], None]]:
     """Serve the corpus's images on its port of localhost; yields a check that raises once the server is gone.
 
     alone: not shared with other elements, which wait for their turn: with a job ends all that it started.
