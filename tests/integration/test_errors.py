@@ -117,7 +117,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert f"port {port}" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not list((tmp_path / "d/stages").glob("download.*"))
+    assert not list((tmp_path / "d/stages").glob("download.*.json"))
 
 
 def test_ranks_that_do_not_divide_the_batch(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,10 +24,9 @@ from pipeline.locks import is_held
 USER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from test_image_server import paths_of
 from pipeline.launch.image_server import image_server
-with image_server(paths_of(Path(sys.argv[2]), int(sys.argv[3]))) as check:
+with image_server(paths_of(Path(sys.argv[1]), int(sys.argv[2]))) as check:
     print("ready", flush=True)
     sys.stdin.read()
     check()
@@ -47,9 +48,11 @@ def paths(tmp_path: Path) -> RunPaths:
 
 
 def user(paths: RunPaths) -> subprocess.Popen[str]:
-    where = [str(Path(__file__).parent), str(paths.root), str(paths.config.corpus.port)]
+    where = [str(paths.root), str(paths.config.corpus.port)]
     command = [sys.executable, "-c", USER, *where]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
 def ready(process: subprocess.Popen[str]) -> None:
@@ -113,8 +116,6 @@ def test_a_server_that_died_is_noticed(paths: RunPaths) -> None:
 
 
 def test_a_strangers_server_is_not_taken_for_ours(paths: RunPaths, tmp_path: Path) -> None:
-    import socket
-
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", paths.config.corpus.port))
         stranger.listen()

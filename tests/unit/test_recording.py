@@ -10,7 +10,9 @@ from chain_support import fake_run
 from mlflow.tracking import MlflowClient
 
 from pipeline.files import read_json
+from pipeline.launch.paths import Member, RunPaths
 from pipeline.launch.run import Run
+from pipeline.launch.stages import Stage
 from pipeline.launch.work import work
 
 
@@ -58,3 +60,33 @@ def test_nothing_fails_because_of_it(
     with caplog.at_level(logging.WARNING):
         assert set(work_on_all(run)) == {0}
     assert "going on without it" in caplog.text
+
+
+def test_each_member_of_a_sweep_has_its_tree_in_one_database(tmp_path: Path) -> None:
+    plain = fake_run(tmp_path, mlflow=True).paths
+    members = (Member("seed=1", ("seed=1",)), Member("seed=2", ("seed=2",)))
+
+    def stage(name: str, needs: tuple[str, ...], elements: int, each: int) -> Stage:
+        def proof(paths: RunPaths, element: int) -> Path:
+            return paths.root / f"{name}.{element}"
+
+        return Stage(
+            name,
+            needs,
+            lambda p, i: ["touch", str(proof(p, i))],
+            lambda p, i: [proof(p, i)],
+            elements=elements,
+            per_member=each,
+        )
+
+    stages = (stage("make", (), 1, 0), stage("score", ("make",), 4, 2), stage("compare", ("score",), 1, 0))
+    run = Run(RunPaths(plain.root, plain.config, members), stages)
+    assert set(work_on_all(run)) == {0}
+    whole, one, two = told(tmp_path), told(tmp_path / "members/seed=1"), told(tmp_path / "members/seed=2")
+    assert (set(whole), set(one), set(two)) == ({"parent", "make", "compare"}, {"parent", "score"}, {"parent", "score"})
+    assert {status for tree in (whole, one, two) for _, status in tree.values()} == {"FINISHED"}
+    assert len({tree["parent"][0] for tree in (whole, one, two)}) == 3
+    databases = {path.parent for path in tmp_path.rglob("mlflow.db")}
+    assert databases == {tmp_path}
+    client = MlflowClient(read_json(tmp_path / "mlflow.json")["tracking_uri"])
+    assert client.get_run(two["parent"][0]).data.params["seed"] == "2"
