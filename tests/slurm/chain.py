@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -153,13 +152,13 @@ def hurry() -> None:
             subprocess.run(["scontrol", "update", f"JobId={name}", "StartTime=now"], capture_output=True, timeout=60)
 
 
-def kill_rank(chain: Chain, rank: int) -> None:
-    """kill -9 of one rank of its training."""
+def signal_rank(chain: Chain, rank: int, number: int) -> None:
+    """Send a signal to one rank of its training."""
     marks = {f"RANK={rank}".encode(), b"SLURM_JOB_ID=" + chain.job_of("train").encode()}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if marks <= set((process / "environ").read_bytes().split(b"\0")):
-                os.kill(int(process.name), signal.SIGKILL)
+                os.kill(int(process.name), number)
                 return
         except OSError:
             continue

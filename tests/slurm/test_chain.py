@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.files import read_json
-from tests.slurm.chain import SITE, Chain, kill_rank, slurm
+from tests.slurm.chain import SITE, Chain, signal_rank, slurm
 from tests.slurm.conftest import DEV_CLUSTER
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -77,19 +77,20 @@ def test_training_goes_on_whatever_is_done_to_it(finished: Chain, cluster: Path,
     slurm("scancel", "--batch", "--signal=USR1", chain.job_of("train"))  # as --signal=B:USR1@300 has it done
     chain.wait(until=lambda: again(2))
     assert chain.attempts("train")[0] == "stopped"
-    chain.wait(until=lambda: saved(15))
+    chain.wait(until=lambda: saved(10))
     slurm("scontrol", "requeue", chain.job_of("train"))
     chain.wait(until=lambda: again(3))
-    chain.wait(until=lambda: saved(25))
-    kill_rank(chain, 1)
+    chain.wait(until=lambda: saved(20))
+    signal_rank(chain, 1, signal.SIGKILL)
     chain.wait(until=lambda: again(4))
-    chain.wait(until=lambda: saved(35))
+    chain.wait(until=lambda: saved(30))
+    signal_rank(chain, 1, signal.SIGSTOP)  # with its node, a rank falls silent
     os.kill(int((cluster / "run/slurmd.n2.pid").read_text()), signal.SIGKILL)
     chain.wait(until=lambda: "down" in slurm("sinfo", "--noheader", "--nodes=n2", "--format=%T"))
     subprocess.run([DEV_CLUSTER / "up", cluster], check=True, capture_output=True, timeout=90)
     chain.wait()
     assert chain.attempts("train")[-1] == "done", chain.say()
-    assert len(chain.attempts("train")) == 5
+    assert len(chain.attempts("train")) >= 5
     assert chain.outcome() == finished.outcome()
 
 

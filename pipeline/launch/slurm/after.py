@@ -14,6 +14,7 @@ from pipeline.launch.slurm.site import kept_cluster
 from pipeline.stopping import EXIT_STOPPED, STOP_FILE
 
 EXIT_LOST = (76, 128 + 9)  # of a rank that hung or missed others; of one that was killed, as srun tells it
+NOT_LAUNCHED = "srun: error: Task launch"  # a node that SLURM has not noticed to be down
 LOST_AT_MOST = 3
 
 
@@ -37,8 +38,8 @@ def after(run: Run, stage: str, number: int, status: int, job: Mapping[str, Any]
 
 def _lost_ranks(run: Run, stage: str, number: int) -> bool:
     """Whether training ended for ranks that hung or were gone, and not for the LOST_AT_MOST-th time in a row."""
-    attempts = read_attempts(run.paths.attempts(stage, number))
-    lost = [attempt.exit_status in EXIT_LOST for attempt in attempts[-LOST_AT_MOST:]]
+    attempts = read_attempts(run.paths.attempts(stage, number))[-LOST_AT_MOST:]
+    lost = [attempt.exit_status in EXIT_LOST or NOT_LAUNCHED in attempt.reason for attempt in attempts]
     return run.stage(stage).together and lost[-1:] == [True] and not (len(lost) == LOST_AT_MOST and all(lost))
 
 
