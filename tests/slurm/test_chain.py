@@ -86,7 +86,7 @@ def test_training_goes_on_whatever_is_done_to_it(finished: Chain, cluster: Path,
     chain.wait(until=lambda: saved(30))
     signal_rank(chain, 1, signal.SIGSTOP)  # with its node, a rank falls silent
     os.kill(int((cluster / "run/slurmd.n2.pid").read_text()), signal.SIGKILL)
-    chain.wait(until=lambda: "down" in slurm("sinfo", "--noheader", "--nodes=n2", "--format=%T"))
+    chain.wait(until=lambda: "State=DOWN" in slurm("scontrol", "show", "node", "n2"))
     subprocess.run([DEV_CLUSTER / "up", cluster], check=True, capture_output=True, timeout=90)
     chain.wait()
     assert chain.attempts("train")[-1] == "done", chain.say()
