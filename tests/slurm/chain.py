@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,10 @@ def slurm(*command: str) -> str:
 
 
 def hurry() -> None:
-    """SLURM starts a job that was requeued two minutes later; here at once."""
-    listed = slurm("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r").splitlines()
-    for name, reason in (line.split(maxsplit=1) for line in listed):
-        if reason == "BeginTime":
+    """SLURM starts a job that was requeued two minutes later; here after seconds, in which its nodes forget it."""
+    listed = slurm("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i|%r|%S").splitlines()
+    for name, reason, start in (line.split("|") for line in listed):
+        if reason == "BeginTime" and datetime.fromisoformat(start) - datetime.now() < timedelta(seconds=115):
             subprocess.run(["scontrol", "update", f"JobId={name}", "StartTime=now"], capture_output=True, timeout=60)
 
 
