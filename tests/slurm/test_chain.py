@@ -94,6 +94,7 @@ def test_training_goes_on_whatever_is_done_to_it(finished: Chain, cluster: Path,
     assert chain.outcome() == finished.outcome()
 
 
+@pytest.mark.usefixtures("sliced")
 def test_cancelled_elements_wait_for_their_owner(finished: Chain, tmp_path: Path) -> None:
     """scancel is somebody's will: what needs the element is released, and `retry` does that alone."""
     chain = finished.again(tmp_path / "cancelled", "verify", "manifest")
