@@ -25,7 +25,7 @@ def sliced(finished: Chain, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """Training for which a real time limit is too short; it goes on while the other tests run."""
     site = f"{SITE[:-2]}, time: '3'}}\nsignal_seconds: 50\n"
     chain = finished.planned(
-        tmp_path_factory.mktemp("sliced") / "run", "train.epochs=160", "checkpoint.every=50", site=site
+        tmp_path_factory.mktemp("sliced") / "run", "train.epochs=100", "checkpoint.every=50", site=site
     )
     assert chain.submit("--only", "train").returncode == 0
     return chain
@@ -125,7 +125,7 @@ def test_evaluation_comes_back_up_to_a_bound(finished: Chain, tmp_path: Path) ->
 
 
 def test_training_longer_than_its_time_limit(sliced: Chain) -> None:
-    sliced.wait()
+    sliced.wait(seconds=800)
     assert sliced.attempts("train")[-1] == "done", sliced.say()
     assert len(sliced.attempts("train")) >= 2
     assert set(sliced.attempts("train")[:-1]) == {"stopped"}
