@@ -50,7 +50,7 @@ sweep_option = click.option(
     type=click.Choice(["local", "srun"]),
     default="local",
     show_default=True,
-    help="What starts the ranks of training: torchrun on this machine, or srun in a SLURM job.",
+    help="Where the ranks of training start: on this machine, or by srun in a SLURM job.",
 )
 def work(run_dir: Path, stage: str, element: int, launcher: str) -> None:
     """Do one element of one stage of RUN, as a backend does.

@@ -87,5 +87,6 @@ def shared(path: Path) -> Iterator[None]:
 
 def is_held(path: Path) -> bool:
     """Whether somebody, this process included, holds the lock file `path`."""
-    with open(path, "a+") as stream:
+    readable_only = path.exists() and not os.access(path, os.W_OK)  # a colleague looks at the run
+    with open(path, "r" if readable_only else "a+") as stream:
         return not _try_lock(stream)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.launch.attempts import Status
 from pipeline.launch.markers import read_marker
@@ -17,7 +18,7 @@ from pipeline.launch.outcome import stage_artifacts, stage_metrics
 from pipeline.launch.paths import RunPaths
 from pipeline.launch.run import Run
 from pipeline.launch.stages import Stage
-from pipeline.locks import taking_turns
+from pipeline.locks import is_held, taking_turns
 from pipeline.tracking.mlflow import tracking_uri
 from pipeline.tracking.run_tree import RunTree
 
@@ -45,7 +46,8 @@ def element_ended(run: Run, stage: Stage, element: int, status: Status) -> None:
             turn.catch_up()
             turn.finish()
 
-    if status in ("done", "failed"):
+    # Thousands may fail while the server is away, each waiting for it: one at a time is enough to tell.
+    if status == "done" or (status == "failed" and not is_held(_lock(run))):
         _in_turn(run, stage, element, act)
 
 
@@ -109,7 +111,11 @@ def _in_turn(run: Run, stage: Stage, element: int, act: Callable[[_Turn], None])
         uri = tracking_uri(tracking.uri, paths.root)  # members of a sweep share one database
         config = paths.config.model_copy(update={"tracking": tracking.model_copy(update={"uri": uri})})
         alike = [s for s in run.stages if bool(s.per_member) == bool(stage.per_member) or not run.paths.members]
-        with taking_turns(paths.stages / "mlflow.lock"):
+        with taking_turns(_lock(run)):
             act(_Turn(run, paths, stage.member_of(element), alike, RunTree(paths.home, config)))
     except Exception as error:
         log.warning("stage %s was not recorded in MLflow, going on without it: %s", stage.name, error)
+
+
+def _lock(run: Run) -> Path:
+    return run.paths.stages / "mlflow.lock"

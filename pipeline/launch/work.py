@@ -161,11 +161,10 @@ def _execute(
     said = _said(log, begin)
     if process.returncode == 0:
         return command, _Ended("done", 0)
-    # A launcher makes statuses of its own of those of its ranks: what the trainer said counts there.
-    saved = process.returncode == EXIT_STOPPED or (stage.together and said.startswith("stopped: "))
-    if saved or forwarder.asked:
-        by = f"by {', '.join(forwarder.asked)}: " if forwarder.asked else ""
-        return command, _Ended("stopped", process.returncode, f"stopped {by}{said.removeprefix('stopped: ')}")
+    if process.returncode == EXIT_STOPPED or forwarder.asked:
+        by = f"stopped by {', '.join(forwarder.asked)}" if forwarder.asked else "stopped"
+        said = said.removeprefix("stopped: ")
+        return command, _Ended("stopped", process.returncode, f"{by}: {said}" if said else by)
     return command, _Ended("failed", process.returncode, f"exit status {process.returncode}\n{said}\nFull log: {log}")
 
 

@@ -1,4 +1,4 @@
-"""A sweep of two objectives and two seeds, from images to a comparison."""
+"""A sweep of two objectives, from images to a comparison."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = (
     "objectives.neuclip.npn.prototypes=16", "evaluate.tasks=[scenes-unseen]", "evaluate.workers=0",
     "tracking.mlflow=false",
 )  # fmt: skip
-NAMES = [f"objective={objective},seed={seed}" for objective in ("neuclip", "fastclip") for seed in (0, 1)]
+NAMES = [f"objective={objective},seed=1" for objective in ("neuclip", "fastclip")]
 
 
 def neuclip(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -32,12 +32,12 @@ def read(path: Path) -> Any:
 
 def test_a_sweep_from_images_to_a_comparison(tmp_path: Path) -> None:
     run = tmp_path / "sweep"
-    sweep = ["--sweep", "objective=neuclip,fastclip", "--sweep", "seed=0,1"]
+    sweep = ["--sweep", "objective=neuclip,fastclip", "--sweep", "seed=1"]
     chain = ["run", "demo", "--workdir", run, "--jobs", "2", *sweep, *SMALL]
     ended = neuclip(*chain, "--only", "fabricate")
     assert ended.returncode == 0, ended.stderr
     assert "neuclip retry" in ended.stdout
-    assert read_status(run)["train"]["waiting"] == 4
+    assert read_status(run)["train"]["waiting"] == 2
     ended = neuclip("retry", run, "--jobs", "2")
     assert ended.returncode == 0, ended.stderr
     assert all(stage["done"] == stage["total"] for stage in read_status(run).values())
@@ -45,7 +45,7 @@ def test_a_sweep_from_images_to_a_comparison(tmp_path: Path) -> None:
     summary = read(run / "summary.json")
     assert list(summary["members"]) == NAMES
     losses = [entry["train"]["final_loss"] for entry in summary["members"].values()]
-    assert len(set(losses)) == 4, "each trained with settings of its own"
+    assert len(set(losses)) == 2, "each trained with settings of its own"
     for name, entry in summary["members"].items():
         assert entry["evaluate"]["scenes-unseen"]["score"] is not None
         assert (run / "members" / name / "report.html").exists()

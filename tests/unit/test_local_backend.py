@@ -79,25 +79,29 @@ def in_the_middle(ready: Callable[[], bool], act: Callable[[], None]) -> threadi
 
 def test_a_stop_file_lets_what_runs_finish_and_begins_nothing(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
-    (tmp_path / "hold.make.1").touch()
+    for element in (0, 1):
+        (tmp_path / f"hold.make.{element}").touch()
 
     def stop() -> None:
         (tmp_path / "STOP").touch()
+        (tmp_path / "hold.make.0").unlink()
+        in_the_middle(run.paths.marker("make", 0).exists, lambda: time.sleep(0.5)).join()
         (tmp_path / "hold.make.1").unlink()
 
-    thread = in_the_middle((tmp_path / "begun.make.1").exists, stop)
+    both = [tmp_path / f"begun.make.{element}" for element in (0, 1)]
+    thread = in_the_middle(lambda: all(map(Path.exists, both)), stop)
     with pytest.raises(RunStopped, match=f"rm {tmp_path}/STOP\n  neuclip retry {tmp_path}") as raised:
-        bring_to_done(run.paths, jobs=1)
+        bring_to_done(run.paths, jobs=2)
     thread.join()
     assert raised.value.exit_status == 75
     assert not (tmp_path / "begun.make.2").exists()
     before = all_attempts(run)
     assert (before["make.0"], before["make.1"], before["make.2"]) == (["done"], ["done"], [])
     with pytest.raises(RunStopped):
-        bring_to_done(run.paths, jobs=1)
+        bring_to_done(run.paths, jobs=2)
     assert all_attempts(run) == before
     (tmp_path / "STOP").unlink()
-    bring_to_done(run.paths, jobs=1)
+    bring_to_done(run.paths, jobs=2)
     assert (tmp_path / "joined").exists()
 
 
