@@ -27,14 +27,16 @@ demo: setup
 	$(BIN)/neuclip demo --workdir $(DEMO)
 
 test: setup lint
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not long"
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not long and not slurm"
 
-# What is killed tens of times and ends the same, every change of ranks and stages, the chain on real images.
+# What is killed tens of times and ends the same, every change of ranks and stages, the chain on real images; then the
+# chain on a real SLURM, whose nodes are all of this machine.
 test-long: setup
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m long
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "long and not slurm"
+	$(BIN)/pytest -m slurm
 
 test-fast: setup lint
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not slow and not long"
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not slow and not long and not slurm"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,9 +7,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.launch.run import Run
+    from pipeline.launch.state import JobState
 
 run_dir_argument = click.argument("run_dir", metavar="RUN", type=click.Path(file_okay=False, path_type=Path))
 jobs_option = click.option(
@@ -66,8 +72,13 @@ def work(run_dir: Path, stage: str, element: int, launcher: str) -> None:
     from pipeline.launch.run import Run
     from pipeline.launch.work import work
 
-    run = Run.open(run_dir)
-    sys.exit(work(run, run.stage(stage), element, launcher, describe_job(os.environ)))
+    run, job = Run.open(run_dir), describe_job(os.environ)
+    status = work(run, run.stage(stage), element, launcher, job)
+    if launcher == "srun" and job is not None:
+        from pipeline.launch.slurm.after import after
+
+        after(run, stage, element, status, job)
+    sys.exit(status)
 
 
 @click.command()
@@ -93,7 +104,7 @@ def status(run_dir: Path, as_json: bool) -> None:
     from pipeline.launch.status import print_status
 
     run = Run.open(run_dir)
-    state = run_state(run)
+    state = run_state(run, _jobs_of(run))
     if as_json:
         click.echo(json.dumps(state.to_json(), indent=2))
     else:
@@ -120,7 +131,12 @@ def logs(run_dir: Path, stage: str | None, element: int | None, follow: bool) ->
     from pipeline.launch.state import run_state
 
     run = Run.open(run_dir)
-    show_log(run, *choose(run, run_state(run), stage, element), follow, lambda text: click.echo(text, nl=False))
+    show_log(
+        run,
+        *choose(run, run_state(run, _jobs_of(run)), stage, element),
+        follow,
+        lambda text: click.echo(text, nl=False),
+    )
 
 
 @click.command()
@@ -130,7 +146,8 @@ def logs(run_dir: Path, stage: str | None, element: int | None, follow: bool) ->
 def retry(run_dir: Path, first: str | None, only: str | None, jobs: int) -> None:
     """Do what failed or is missing in RUN, and what depends on it.
 
-    The plan is the one that stands; what is done stays done.
+    The plan is the one that stands; what is done stays done. A run that was submitted is submitted again, unless it is
+    in the queue, with the settings of the last time.
 
     \b
     Example:
@@ -139,5 +156,24 @@ def retry(run_dir: Path, first: str | None, only: str | None, jobs: int) -> None
     from pipeline.launch.local import bring_to_done
     from pipeline.launch.outcome import print_outcome
     from pipeline.launch.plan import open_plan
+    from pipeline.launch.slurm import backend
 
-    print_outcome(*bring_to_done(open_plan(run_dir), jobs, first, only))
+    paths = open_plan(run_dir)
+    if backend.was_submitted(paths):
+        from pipeline.cli_slurm import say
+        from pipeline.launch.slurm.site import kept_cluster
+
+        say(backend.submit_run(paths, kept_cluster(paths.root), first, only), run_dir)
+        return
+    print_outcome(*bring_to_done(paths, jobs, first, only))
+
+
+def _jobs_of(run: Run) -> dict[tuple[str, int], JobState] | None:
+    """What the scheduler has of a run that was submitted; None, with a warning, where it does not answer."""
+    from pipeline.launch.slurm import backend
+
+    try:
+        return backend.job_states(run.paths)
+    except UserError as error:
+        click.echo(f"warning: jobs are not shown: {error}", err=True)
+        return None

@@ -23,8 +23,11 @@ PROBE_SECONDS = 0.5  # `is_held` holds a free lock for a moment
 
 
 @contextmanager
-def exclusive(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`, or raise UserError that says who holds it. what: the thing, for the message."""
+def exclusive(path: Path, what: str, patience_seconds: float = 0) -> Iterator[None]:
+    """Hold the lock file `path`, or raise UserError that says who holds it. what: the thing, for the message.
+
+    patience_seconds: for which a holder that lives is waited for.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with open(path, "a+", encoding="utf-8") as stream:
@@ -32,7 +35,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
             # A child that a dead holder forked still has the lock, and is about to notice.
-            if time.monotonic() - began < (GRACE_SECONDS if _is_dead(holder) else PROBE_SECONDS):
+            if time.monotonic() - began < (GRACE_SECONDS if _is_dead(holder) else max(PROBE_SECONDS, patience_seconds)):
                 time.sleep(0.1)
                 continue
             raise UserError(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -27,9 +27,10 @@ POLL_SECONDS = 0.05
 
 
 @contextmanager
-def image_server(paths: RunPaths) -> Iterator[Callable[[], None]]:
+def image_server(paths: RunPaths, alone: bool = False) -> Iterator[Callable[[], None]]:
     """Serve the corpus's images on its port of localhost; yields a check that raises once the server is gone.
 
+    alone: not shared with other elements, which wait for their turn: with a job ends all that it started.
     Raises UserError when something else listens there: the URLs carry the port, and a stranger's answers would be
     recorded as what became of them.
     """
@@ -44,11 +45,23 @@ def image_server(paths: RunPaths) -> Iterator[Callable[[], None]]:
         if not is_held(alive):
             raise UserError(f"the image server ended:\n  {last_line(log)}\n{advice}")
 
-    with shared(users):
+    turn = _turn(of_host.with_name(f"{of_host.name}.turn"), alive) if alone else nullcontext()
+    with turn, shared(users):
         with taking_turns(starting):
             if not is_held(alive):
                 _start(paths, users, alive, log, advice)
         yield check
+
+
+@contextmanager
+def _turn(lock: Path, alive: Path) -> Iterator[None]:
+    """Until the server has ended, not only its use."""
+    with taking_turns(lock):
+        try:
+            yield
+        finally:
+            while is_held(alive):
+                time.sleep(POLL_SECONDS)
 
 
 def _start(paths: RunPaths, users: Path, alive: Path, log: Path, advice: str) -> None:

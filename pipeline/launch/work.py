@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +28,22 @@ from pipeline.stopping import EXIT_STOPPED, STOP_FILE
 
 POLL_SECONDS = 0.05
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+# When a scheduler ends a job it tells every process of it, the command as well; a second signal would kill a trainer
+# that saves. What it sends ahead of a time limit reaches the job's first process alone.
+OF_JOBS = (signal.SIGUSR1,)
+PATIENCE_SECONDS = 120  # in a job that has come back: for what is still ending on the machine where it was before
 EXIT_STATUS: dict[Status, int] = {"done": 0, "failed": 2, "blocked": 3, "stopped": EXIT_STOPPED}
 SAID_LINES = 12  # of a failed command's log
 
 
 class _Forwarder:
-    """Passes SIGNALS on to a command; those that come before it runs, when it does. A context manager."""
+    """Passes signals on to a command; those that come before it runs, when it does. A context manager.
 
-    def __init__(self) -> None:
+    passed_on: those of SIGNALS that the command is not told by others.
+    """
+
+    def __init__(self, passed_on: Collection[int]) -> None:
+        self._passed_on = passed_on
         self.asked: list[str] = []
         self._pending: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,7 +79,11 @@ class _Forwarder:
             self._process.send_signal(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.ask(number, signal.Signals(number).name)
+        name = signal.Signals(number).name
+        if number in self._passed_on:
+            self.ask(number, name)
+        else:
+            self.asked.append(name)
 
 
 @dataclass
@@ -92,8 +104,8 @@ def work(run: Run, stage: Stage, element: int, launcher: str, job: Mapping[str, 
         raise UserError(f"stage {stage.name} has {stage.elements} elements, numbered from 0: there is no {element}")
     name = f"stage {stage.name}, element {element}"
     with (
-        _Forwarder() as forwarder,
-        exclusive(run.paths.lock(stage.name, element), f"{name} of {run.paths.root}"),
+        _Forwarder(SIGNALS if job is None else OF_JOBS) as forwarder,
+        exclusive(run.paths.lock(stage.name, element), f"{name} of {run.paths.root}", PATIENCE_SECONDS if job else 0),
     ):
         if is_done(run, stage, element):
             print(f"{name}: done before", flush=True)
@@ -102,7 +114,7 @@ def work(run: Run, stage: Stage, element: int, launcher: str, job: Mapping[str, 
         attempt = begin_attempt(run.paths.attempts(stage.name, element), job)
         ended = _Ended("failed", reason="ended by an error of its own: see the traceback")
         try:
-            ended = _attempt(run, stage, element, launcher, forwarder)
+            ended = _attempt(run, stage, element, launcher, forwarder, alone=job is not None)
         except (UserError, OSError) as error:
             ended = _Ended("failed", reason=f"error: {error}")
         finally:
@@ -112,7 +124,7 @@ def work(run: Run, stage: Stage, element: int, launcher: str, job: Mapping[str, 
     return EXIT_STATUS[ended.status]
 
 
-def _attempt(run: Run, stage: Stage, element: int, launcher: str, forwarder: _Forwarder) -> _Ended:
+def _attempt(run: Run, stage: Stage, element: int, launcher: str, forwarder: _Forwarder, alone: bool) -> _Ended:
     stop = run.paths.root / STOP_FILE
     if stop.exists():
         return _Ended("stopped", reason=f"{stop} exists: somebody wants this run to stop. Remove it to go on.")
@@ -122,7 +134,7 @@ def _attempt(run: Run, stage: Stage, element: int, launcher: str, forwarder: _Fo
     if lacking is not None:
         return _Ended("blocked", reason=_why_blocked(run, *lacking))
     started_at = time.time()
-    with image_server(run.paths) if stage.served else nullcontext(lambda: None) as check:
+    with image_server(run.paths, alone) if stage.served else nullcontext(lambda: None) as check:
         command, ended = _execute(run, stage, element, launcher, forwarder, check)
         if ended.status == "done":
             check()
@@ -135,10 +147,8 @@ def _execute(
 ) -> tuple[list[str], _Ended]:
     """check: raises when something that the command relies on is gone."""
     command = stage.command(run.paths, element)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
-    if stage.together:
-        prefix, of_launcher = LAUNCHERS[launcher](stage.paths_of(run.paths, element))
-        command, environment = [*prefix, *command], {**environment, **of_launcher}
+    command, of_launcher = LAUNCHERS[launcher](stage.paths_of(run.paths, element), command, stage.together)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", **of_launcher}
     log = run.paths.log(stage.name, element)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as stream:
@@ -170,7 +180,7 @@ def _wait(
     while process.poll() is None:
         check()
         if far_stop is not None and stage.together and far_stop.exists():
-            forwarder.ask(signal.SIGTERM, str(far_stop))
+            forwarder.ask(signal.SIGUSR1, str(far_stop))
             far_stop = None
         time.sleep(POLL_SECONDS)
 

@@ -30,6 +30,7 @@ LAYERS = [
         "pipeline.cli_chain",
         "pipeline.cli_evaluate",
         "pipeline.cli_eval_data",
+        "pipeline.cli_slurm",
         "pipeline.cli_sync",
         "pipeline.launch",
         "pipeline.__main__",

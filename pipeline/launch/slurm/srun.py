@@ -1,0 +1,49 @@
+"""How a job runs the command of an element: in the site's container, and with a rank per task where it has ranks."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Mapping
+
+from pipeline.config.cluster import Cluster, Container
+from pipeline.errors import UserError
+from pipeline.launch.slurm import commands
+
+PORTS = range(20000, 32000)  # below the range from which systems take ports for outgoing connections
+
+
+def launched(cluster: Cluster, command: list[str], together: bool, environment: Mapping[str, str]) -> list[str]:
+    """The argv. together: start ranks; the first runs on this node, which is the job's first.
+
+    environment: the job's. Raises UserError outside of jobs where ranks are wanted.
+    """
+    container = cluster.container or Container(python=sys.executable)
+    python, flags = container.python, container.srun_flags
+    inner = [python if part == sys.executable else part for part in command]
+    # srun has not taken this over from sbatch since SLURM 22.05.
+    cpus = f"--cpus-per-task={environment.get('SLURM_CPUS_PER_TASK', '1')}"
+    if not together:
+        alone = ["srun", "--nodes=1", "--ntasks=1", cpus, *flags]
+        return [*(alone if flags else []), *container.command, *inner]
+    if "SLURM_JOB_ID" not in environment:
+        raise UserError("srun starts ranks within a job: submit slurm/train.sbatch, or leave out --launcher srun")
+    address, port = commands.node_address(environment["SLURMD_NODENAME"]), free_port(int(environment["SLURM_JOB_ID"]))
+    # Ranks agree on how to end: one that ends first must not have the others killed while they save or say why.
+    srun = ["srun", "--kill-on-bad-exit=0", "--wait=300", cpus, *cluster.srun_flags, *flags]
+    ranks = [python, "-m", "pipeline.launch.slurm.ranks"]
+    return ["env", f"MASTER_ADDR={address}", f"MASTER_PORT={port}", *srun, *container.command, *ranks, *inner]
+
+
+def free_port(job: int) -> int:
+    """A port of this machine that nobody listens on; jobs with other ids begin to look elsewhere."""
+    for attempt in range(50):
+        port = PORTS[(job * 61 + attempt * 997) % len(PORTS)]
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise UserError("no free port for the ranks to meet at: 50 tries failed on this node")
