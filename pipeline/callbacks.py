@@ -72,7 +72,7 @@ class NormalizerError:
 
 
 class Geometry:
-    """Alignment and uniformity of the step's features, on the steps that are logged."""
+    """Alignment, uniformity and accuracy of the step's features, on the steps that are logged."""
 
     def __init__(self, every_steps: int) -> None:
         self._every = every_steps
@@ -140,6 +140,8 @@ class Logging:
         metrics = trainer.metrics.flush()
         metrics["train/samples_per_second"] = steps * trainer.config.train.global_batch_size / seconds
         metrics["train/epoch"] = trainer.progress.samples_seen / len(trainer.corpus)
+        metrics["ranks/count"] = float(trainer.world.size)
+        metrics["ranks/gpus"] = float(trainer.world.size) if trainer.world.device.type == "cuda" else 0.0
         for seconds_name, share_name in (
             ("data/wait_seconds", "data/wait_share"),
             ("npn/seconds", "npn/share"),

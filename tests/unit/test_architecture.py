@@ -17,13 +17,21 @@ LEAVES = {
     "pipeline.storage",
     "pipeline.hub",
     "pipeline.contact_sheet",
+    "pipeline.where",
     "pipeline.config",
     "data_prep.manifest",
     "data_prep.shard",
 }
 # From the top down; a module may import its own layer's package and any layer below, and the leaves.
 LAYERS = [
-    {"pipeline.cli", "pipeline.cli_evaluate", "pipeline.cli_eval_data", "pipeline.launch", "pipeline.__main__"},
+    {
+        "pipeline.cli",
+        "pipeline.cli_evaluate",
+        "pipeline.cli_eval_data",
+        "pipeline.cli_runs",
+        "pipeline.launch",
+        "pipeline.__main__",
+    },
     {"pipeline.training", "pipeline.dry_run"},
     {
         "pipeline.trainer",
@@ -33,6 +41,7 @@ LAYERS = [
         "pipeline.report",
         "pipeline.preemption",
         "pipeline.same_run",
+        "pipeline.time_spent",
     },
     {"pipeline.engine"},
     {"pipeline.data", "pipeline.tracking"},
