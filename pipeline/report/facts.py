@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -67,31 +67,49 @@ class RunFacts:
         return self.plan["config"]
 
 
+class Scores(NamedTuple):
+    """results: of results/<task>.json, all of one model. failures: why a task has no result, by task name.
+
+    aggregate: aggregate.json, None where there is none.
+    """
+
+    results: list[Json]
+    failures: dict[str, str]
+    aggregate: Json | None
+
+
 def read_facts(run_dir: Path) -> RunFacts:
     """Read a run directory. Raises UserError if it has no plan."""
-    plan = _read(run_dir / "plan.json")
+    plan = read_mapping(run_dir / "plan.json")
     if plan is None or not {"recipe", "config", "stages"} <= plan.keys():
         raise UserError(f"{run_dir} is no run directory: it has no readable plan.json. Give the folder of a run.")
     corpus = run_dir / "corpora" / Path(plan["config"]["corpus"]["name"]).stem
-    results = run_dir / "results"
-    tasks = [_read(path) for path in sorted(results.glob("*.json")) if path.name != "aggregate.json"]
-    failed = [task for task in tasks if task and "error" in task]
-    scored = [task for task in tasks if task and task.get("score") is not None]
-    aggregate, export = _read(results / "aggregate.json"), _read(run_dir / "model" / "export.json")
+    export = read_mapping(run_dir / "model" / "export.json")
+    scores = read_scores(run_dir / "results", export)
     return RunFacts(
         run_dir=run_dir,
         plan=plan,
         stages=[_stage(run_dir, stage) for stage in plan["stages"]],
         corpus=corpus,
-        manifest=_read(corpus / "manifest.json"),
-        train=_read(run_dir / "train" / "summary.json"),
+        manifest=read_mapping(corpus / "manifest.json"),
+        train=read_mapping(run_dir / "train" / "summary.json"),
         points=read_points(run_dir / "train" / "metrics.jsonl"),
-        results=_of_one_model(scored, aggregate, export),
-        failures={task["task"]: task["error"] for task in failed},
-        aggregate=aggregate,
+        results=scores.results,
+        failures=scores.failures,
+        aggregate=scores.aggregate,
         export=export,
-        mlflow=_read(run_dir / "mlflow.json"),
+        mlflow=read_mapping(run_dir / "mlflow.json"),
     )
+
+
+def read_scores(folder: Path, export: Json | None) -> Scores:
+    """What `folder` (RUN/results) holds. export: model/export.json."""
+    files = [path for path in sorted(folder.glob("*.json")) if path.name != "aggregate.json"]
+    tasks = [task for task in map(read_mapping, files) if task is not None]
+    aggregate = read_mapping(folder / "aggregate.json")
+    scored = [task for task in tasks if task.get("score") is not None]
+    failures = {task["task"]: task["error"] for task in tasks if "error" in task}
+    return Scores(_of_one_model(scored, aggregate, export), failures, aggregate)
 
 
 def _of_one_model(scored: list[Json], aggregate: Json | None, export: Json | None) -> list[Json]:
@@ -107,11 +125,11 @@ def _of_one_model(scored: list[Json], aggregate: Json | None, export: Json | Non
 
 def _stage(run_dir: Path, stage: Json) -> StageFacts:
     paths = [run_dir / "stages" / f"{stage['name']}.{i}.json" for i in range(stage["elements"])]
-    markers = [marker for marker in map(_read, paths) if marker and marker.get("status") == "done"]
+    markers = [marker for marker in map(read_mapping, paths) if marker and marker.get("status") == "done"]
     return StageFacts(stage["name"], stage["elements"], markers)
 
 
-def _read(path: Path) -> Json | None:
+def read_mapping(path: Path) -> Json | None:
     """A JSON object, or None where there is no file, or not one that can be read."""
     try:
         value = read_json(path)
