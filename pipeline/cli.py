@@ -16,6 +16,7 @@ import click
 from pipeline import __version__
 from pipeline.cli_eval_data import eval_data
 from pipeline.cli_evaluate import aggregate, evaluate
+from pipeline.cli_runs import compare, runs, ui, watch
 from pipeline.errors import UserError
 from pipeline.processes import die_with_parent
 
@@ -223,3 +224,7 @@ def status(run_dir: Path) -> None:
     for stage in build_stages(paths):
         done = sum(is_done(paths, stage, element) for element in range(stage.elements))
         click.echo(f"{stage.name:12} {done}/{stage.elements} done")
+
+
+for reading in (runs, compare, watch, ui):
+    main.add_command(reading)

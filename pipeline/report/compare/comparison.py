@@ -15,10 +15,14 @@ USUAL_BASELINE = "openclip"  # the objective that the others are measured agains
 
 @dataclass(frozen=True)
 class Comparison:
-    """baseline: the number of a group. settings: what differs, by run. notes: what to bear in mind, in words."""
+    """group_by: as it was asked for. baseline: the number of a group. settings: what differs, by run.
+
+    notes: what to bear in mind, in words.
+    """
 
     runs: list[Run]
     groups: list[Group]
+    group_by: str | None
     baseline: int
     settings: list[Setting]
     scores: ScoreTable
@@ -39,6 +43,7 @@ def compare(runs: Sequence[Run], group_by: str | None = None, baseline: str | No
     return Comparison(
         runs=list(runs),
         groups=groups,
+        group_by=group_by,
         baseline=_baseline(groups, baseline),
         settings=differing(runs),
         scores=scores,

@@ -21,22 +21,29 @@ LEAST_POINTS = 100
 
 @dataclass(frozen=True)
 class Figure:
-    """One metric of all runs. note: what to bear in mind when comparing it."""
+    """One metric of all runs. note: what to bear in mind when comparing it. share: it lies between 0 and 1."""
 
     metric: str
     title: str
     unit: str
     note: str = ""
+    share: bool = False
 
 
 FIGURES = (
     Figure("train/loss", "Loss", "training objective", "Losses of different objectives have different scales."),
     Figure("train/tau", "Temperature", "tau"),
     Figure("npn/log_normalizer_mse", "Log-normalizer error", "mean square"),
-    Figure("train/accuracy", "Accuracy within a batch", "share of pairs", "Of one rank's batch: larger is harder."),
+    Figure(
+        "train/accuracy",
+        "Accuracy within a batch",
+        "share of pairs",
+        "Of one rank's batch: larger is harder.",
+        share=True,
+    ),
     Figure("train/samples_per_second", "Throughput", "samples per second"),
-    Figure("npn/share", "Time of the NPN", "share of a step"),
-    Figure("data/wait_share", "Waiting for data", "share of a step"),
+    Figure("npn/share", "Time of the NPN", "share of a step", share=True),
+    Figure("data/wait_share", "Waiting for data", "share of a step", share=True),
     Figure("train/grad_norm", "Gradient norm", "before clipping"),
 )
 
@@ -49,7 +56,7 @@ def figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     shown = []
     for figure in FIGURES:
-        curves = [(i, _curve(figure.metric, run.points)) for i, run in enumerate(runs)]
+        curves = [(i, curve(figure.metric, run.points)) for i, run in enumerate(runs)]
         shown.append((figure, [(i, x, y) for i, (x, y) in curves if np.isfinite(y).any()]))
     total = sum(len(curves) for _, curves in shown)
     most = max(LEAST_POINTS, min(MOST_POINTS, POINTS_OF_A_PAGE // max(1, total)))
@@ -95,7 +102,15 @@ def _or_nan(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _curve(metric: str, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
+def thin_points(metric: str, points: Sequence[Point], most: int) -> tuple[list[float], list[float]]:
+    """Samples seen and values of at most `most` points, without those that are not finite."""
+    x, y = curve(metric, points)
+    kept = [i for i in thin(x, y, most) if math.isfinite(y[i])]
+    return x[kept].tolist(), y[kept].tolist()
+
+
+def curve(metric: str, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
+    """Samples seen and values, (n,) each, of the points that have the metric."""
     logged = [point for point in points if metric in point.metrics]
     return np.array([p.samples_seen for p in logged]), np.array([p.metrics[metric] for p in logged], dtype=float)
 
@@ -113,7 +128,7 @@ def _drawn(figure: Figure, curves: list[tuple[int, np.ndarray, np.ndarray]], mos
         "title": figure.title,
         "unit": figure.unit,
         "note": figure.note,
-        "log": bool(finite.min() > 0 and finite.max() / finite.min() >= LOG_AXIS_FROM),
+        "log": not figure.share and bool(finite.min() > 0 and finite.max() / finite.min() >= LOG_AXIS_FROM),
         "series": series,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,14 @@ ALIVE_SECONDS = 60  # heartbeats are written every 3 s; file systems of a cluste
 
 @dataclass(frozen=True)
 class Run:
-    """folder: absolute. name: what tells it from the other runs shown. Damaged files count as absent."""
+    """folder: absolute. name: what tells it from the other runs shown. logged: what was read of its log before.
+
+    Damaged files count as absent.
+    """
 
     folder: Path
     name: str
+    logged: list[Point] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def home(self) -> Path:
@@ -46,7 +50,7 @@ class Run:
     @cached_property
     def points(self) -> list[Point]:
         """What training logged."""
-        return read_points(self.folder / "train" / "metrics.jsonl")
+        return read_points(self.folder / "train" / "metrics.jsonl") if self.logged is None else self.logged
 
     @cached_property
     def aggregate(self) -> Json | None:

@@ -11,6 +11,7 @@ from pipeline.evaluation.tasks import Task, datacomp_tasks, load_tasks
 from pipeline.report.compare.estimates import Difference, Estimate, difference, mean_of, of_images, of_seeds
 from pipeline.report.compare.groups import Group
 from pipeline.report.compare.run import Run
+from pipeline.report.compare.text import one_line
 from pipeline.report.facts import Json
 
 
@@ -77,10 +78,10 @@ def _task(name: str, task: Task | None, groups: Sequence[Group], results: dict[s
     having = {run.name: results[run.name][name] for group in groups for run in group.runs if name in results[run.name]}
     first = next(iter(having.values()))
     cells = [_estimate([having[run.name] for run in group.runs if run.name in having]) for group in groups]
-    section = task.groups[0] if task is not None and task.groups else str(first.get("kind") or "")
+    section = task.groups[0] if task is not None and task.groups else one_line(first.get("kind") or "")
     scores = {run: float(result["score"]) for run, result in having.items()}
-    title = str(first.get("title") or name)
-    return Line(title, section, str(first.get("main_metric")), first.get("chance"), tuple(cells), scores)
+    title = one_line(first.get("title") or name, 100)
+    return Line(title, section, one_line(first.get("main_metric")), first.get("chance"), tuple(cells), scores)
 
 
 def _estimate(results: list[Json]) -> Estimate | None:

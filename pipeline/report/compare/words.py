@@ -25,7 +25,7 @@ def summary(comparison: Comparison) -> list[str]:
     close = [labels[i] for i, cell in others[1:] if not difference(best, cell).beyond_noise]
     return [
         f"{labels[first]} is ahead: {_lower(overall.title)} {percent(best.mean)} %, "
-        f"{points(best.mean - next_best.mean)} percentage points over {labels[second]} ({percent(next_best.mean)} %).",
+        f"{percent(best.mean - next_best.mean)} percentage points over {labels[second]} ({percent(next_best.mean)} %).",
         *_judgement(best, next_best),
         *_also_close(close),
         _by_task(comparison, first, second),
