@@ -88,7 +88,7 @@ def _points(rng: random.Random, objective: str, steps: int, batch: int, gpus: in
         }
         if objective == "neuclip":
             metrics |= {"npn/share": 0.1, "npn/log_normalizer_mse": 0.02 + 6 * left**3}
-        if step == steps // 2:
+        if step == steps // 4:
             metrics["train/loss"] = math.nan
         if step % 100 == 0:
             metrics["checkpoint/blocked_seconds"] = 0.2

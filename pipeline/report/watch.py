@@ -52,12 +52,16 @@ def watch(folder: Path, console: Console, once: bool = False) -> None:
     if once or not console.is_terminal:
         console.print(frame(run, console.width, time.time()))
         return
+
+    def now_there() -> RenderableType:
+        return frame(run, console.width, time.time(), console.height)
+
     try:
-        with Live(frame(run, console.width, time.time()), console=console, auto_refresh=False) as live:
+        with Live(now_there(), console=console, auto_refresh=False) as live:
             while not _ended(run):
                 time.sleep(REFRESH_SECONDS)
                 run = _look(folder, spool)
-                live.update(frame(run, console.width, time.time()), refresh=True)
+                live.update(now_there(), refresh=True)
     except KeyboardInterrupt:
         pass
 
@@ -85,16 +89,16 @@ class Spool:
         return self.points
 
 
-def frame(run: Run, width: int, now: float) -> RenderableType:
-    """What there is to see. now: unix seconds."""
-    parts: list[RenderableType] = [_head(run), _progress(run, width, now)]
-    if run.points:
-        parts += [_latest(run.points[-1]), _plots(run.points, width)]
-    messages = _messages(run)
-    parts += [Text(text.one_line(message, 300), style="yellow") for message in messages]
+def frame(run: Run, width: int, now: float, height: int | None = None) -> RenderableType:
+    """What there is to see. now: unix seconds. width, height: in cells; without a height, all curves."""
+    above: list[RenderableType] = [_head(run), _progress(run, width, now)]
+    below = [Text(text.one_line(message, 300), style="yellow") for message in _messages(run)]
     if run.state in ("not trained", "stopped"):
-        parts.append(Text(_hint(run), style="dim"))
-    return Group(*parts)
+        below.append(Text(_hint(run), style="dim"))
+    if run.points:
+        rows = len(CURVES) if height is None else max(1, (height - len(below) - 6) // PLOT_HEIGHT)
+        above += [_latest(run.points[-1]), _plots(run.points, width, rows)]
+    return Group(*above, *below)
 
 
 def _look(folder: Path, spool: Spool) -> Run:
@@ -118,24 +122,29 @@ def _head(run: Run) -> Text:
     return head.append(f"  {run.state}", style=style)
 
 
-def _progress(run: Run, width: int, now: float) -> Table:
+def _progress(run: Run, width: int, now: float) -> Group:
     seen, total, points = run.samples_seen or 0, run.total_samples, run.points
-    row: list[RenderableType] = []
+    lines: list[RenderableType] = []
     if total:
-        row += [ProgressBar(total, min(seen, total), width=min(40, width // 3)), Text(f"{seen / total:.1%}")]
-    row.append(Text(f"{text.short_count(seen)} of {text.short_count(total)} samples"))
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(ProgressBar(total, min(seen, total), width=min(40, width // 3)), Text(f"{seen / total:.1%}"))
+        lines.append(bar)
+    facts = [f"{text.short_count(seen)} of {text.short_count(total)} samples"]
     rate = recent_rate(points)
     if rate is not None:
-        row.append(Text(f"{text.number(rate)} samples/s"))
+        facts.append(f"{text.number(rate)} samples/s")
         if run.state == "training" and total:
             left = max(0.0, (total - seen) / rate - (now - points[-1].time))
             end = datetime.fromtimestamp(now) + timedelta(seconds=left)
-            row.append(Text(f"{text.duration(left)} left, until {end:%a %H:%M}"))
+            facts.append(f"{text.duration(left)} left, until {end:%a %H:%M}")
     if run.spent is not None:
-        row.append(Text(f"{text.duration(run.spent.train_seconds)}, {text.device_hours(run.spent)} hours", style="dim"))
-    table = Table.grid(padding=(0, 2))
-    table.add_row(*row)
-    return table
+        facts.append(f"{text.duration(run.spent.train_seconds)} of training")
+        facts += [
+            f"{text.hours(hours)} {device}-hours"
+            for device, hours in (("GPU", run.spent.gpu_hours), ("CPU", run.spent.cpu_hours))
+            if hours
+        ]
+    return Group(*lines, Text("  ".join(facts)))
 
 
 def recent_rate(points: Sequence[Point]) -> float | None:
@@ -154,11 +163,11 @@ def _latest(point: Point) -> Text:
     return line
 
 
-def _plots(points: Sequence[Point], width: int) -> Columns:
+def _plots(points: Sequence[Point], width: int, rows: int) -> Columns:
     across = 2 if width >= WIDE else 1
     each = (width - 2 * (across - 1)) // across
-    plots = [plot for name, label in CURVES if (plot := _plot(points, name, label, each)) is not None]
-    return Columns(plots, padding=(0, 2, 0, 0))
+    plots = (_plot(points, name, label, each) for name, label in CURVES)
+    return Columns([plot for plot in plots if plot is not None][: rows * across], padding=(0, 2, 0, 0))
 
 
 def _plot(points: Sequence[Point], metric: str, label: str, width: int) -> Text | None:
@@ -179,7 +188,7 @@ def _plot(points: Sequence[Point], metric: str, label: str, width: int) -> Text 
     if high > low:
         heights = [low, (low + high) / 2, high]
         figure.ruler("y").ticks(heights, [text.number(value) for value in heights])
-    return Text.from_ansi(str(figure.build()))
+    return Text.from_ansi(str(figure.build()).rstrip("\n"))
 
 
 def _messages(run: Run) -> list[str]:

@@ -77,8 +77,9 @@ def difference(ours: Estimate, baseline: Estimate) -> Difference:
     variance = ours.variance + baseline.variance
     if variance == 0:
         return Difference(value, value, value)
-    freedom = variance**2 / sum(part.variance**2 / part.freedom for part in (ours, baseline) if part.variance)
-    reach = _quantile(freedom) * math.sqrt(variance)
+    parts = ((ours.variance, ours.freedom), (baseline.variance, baseline.freedom))
+    uncertain = sum(part**2 / freedom for part, freedom in parts)  # of the variance itself; 0 where it is known
+    reach = _quantile(variance**2 / uncertain if uncertain else math.inf) * math.sqrt(variance)
     return Difference(value, value - reach, value + reach)
 
 

@@ -17,10 +17,10 @@ def one_line(text: object, limit: int = 80) -> str:
 
 
 def number(value: Any) -> str:
-    """Four significant digits."""
-    if value is None or not math.isfinite(value):
+    """Four significant digits; nan and inf as they are."""
+    if value is None:
         return MISSING
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"
 
 
 def count(value: float | None) -> str:
