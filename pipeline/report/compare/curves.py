@@ -73,11 +73,11 @@ def clock(run: Run) -> dict[str, list[float]]:
     kept = thin(np.arange(len(points)), np.zeros(len(points)), LEAST_POINTS)
     axes: dict[str, list[float]] = {
         "samples": [0.0, *(float(points[i].samples_seen) for i in kept)],
-        "hours": [0.0, *(_short(spent[i].train_seconds / 3600) for i in kept)],
+        "hours": [0.0, *(_digits(spent[i].train_seconds / 3600) for i in kept)],
     }
     for name in ("gpu_hours", "cpu_hours"):
         hours = [getattr(spent[i], name) for i in kept]
-        axes[name] = [0.0, *map(_short, hours)] if None not in hours else []
+        axes[name] = [0.0, *map(_digits, hours)] if None not in hours else []
     return axes
 
 
@@ -120,7 +120,7 @@ def _drawn(figure: Figure, curves: list[tuple[int, np.ndarray, np.ndarray]], mos
     for run, x, y in curves:
         kept = thin(x, y, most)
         samples = int(np.gcd.reduce(x)) or 1
-        values = [_short(value) for value in y[kept]]
+        values = [_json(value) for value in y[kept]]
         series.append({"run": run, "samples": samples, "x": (x[kept] // samples).tolist(), "y": values})
     finite = np.concatenate([y[np.isfinite(y)] for _, _, y in curves])
     return {
@@ -133,6 +133,11 @@ def _drawn(figure: Figure, curves: list[tuple[int, np.ndarray, np.ndarray]], mos
     }
 
 
-def _short(value: float) -> float | None:
-    """Four digits are more than a screen shows; None for what JSON has no word for."""
-    return float(f"{value:.4g}") if math.isfinite(value) else None
+def _digits(value: float) -> float:
+    """Four of them are more than a screen shows."""
+    return float(f"{value:.4g}")
+
+
+def _json(value: float) -> float | None:
+    """None for what JSON has no word for."""
+    return _digits(value) if math.isfinite(value) else None

@@ -84,6 +84,8 @@ def mixed_settings(group: Group, by: str | None) -> list[str]:
 
 def shown(value: Any) -> str:
     """A setting's value on one line."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), 60)
 
 
@@ -101,7 +103,10 @@ def _label(tree: dict[str, Any], keys: list[str], runs: list[Run]) -> str:
         return one_line(runs[0].objective if len(runs) > 1 else runs[0].name, 40)
     if (len(runs) == 1 and len(keys) > MOST_IN_LABEL) or not tree:
         return one_line(runs[0].name, 40)
-    words = [shown(tree[key]) if key == "objective" else f"{key}={shown(tree.get(key))}" for key in keys]
+    leaves = [key.rpartition(".")[2] for key in keys]
+    names = [leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(keys, leaves, strict=True)]
+    values = [shown(tree.get(key)) for key in keys]
+    words = [value if name == "objective" else f"{name}={value}" for name, value in zip(names, values, strict=True)]
     return one_line(", ".join(words[:MOST_IN_LABEL]) + (", …" if len(words) > MOST_IN_LABEL else ""), 60)
 
 

@@ -105,7 +105,7 @@ function build(i) {
       label: runs[run].name,
       stroke: colour(runs[run].colour),
       dash: runs[run].dash,
-      width: 1.75,
+      width: runs.length > 12 ? 1.1 : 1.75,
       show: shown[run],
       points: { show: y.length < 2 },
     }))],
