@@ -49,5 +49,6 @@ def refuse_taken(port: int) -> None:
 def become_ui(store: str, port: int) -> None:
     """Turn this process into MLflow's server, on this machine only; does not return."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # seven processes that no run here needs
     arguments = ["ui", "--backend-store-uri", store, "--host", HOST, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])

@@ -66,8 +66,8 @@ def group_runs(runs: Sequence[Run], by: str | None = None) -> list[Group]:
     members: dict[Hashable, list[int]] = {}
     for i, tree in enumerate(trees):
         # A run without a recipe is like no other.
-        key = tuple(_frozen(tree.get(key)) for key in keys) if tree else runs[i].name
-        members.setdefault(key, []).append(i)
+        same = tuple(_frozen(tree.get(key)) for key in keys) if tree else runs[i].name
+        members.setdefault(same, []).append(i)
     groups: list[Group] = []
     for places in members.values():
         label = _label(trees[places[0]], keys, [runs[i] for i in places])

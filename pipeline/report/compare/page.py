@@ -45,7 +45,7 @@ def render(comparison: Comparison) -> str:
     )  # fmt: skip
     runs, overall, baseline = comparison.runs, comparison.scores.overall, comparison.baseline
     drawn = figures(runs)
-    device = "GPU" if any(run.spent and run.spent.gpu_hours for run in runs) else "CPU"
+    device = _device(runs)
     gaps = [(line.section, line.title, line.differences(baseline)) for line in comparison.scores.tasks]
     if overall is not None:
         gaps.append(("", overall.title, overall.differences(baseline)))
@@ -89,6 +89,12 @@ def write_page(comparison: Comparison, path: Path) -> None:
     html = render(comparison)
     with atomic_open(path, "w") as stream:
         stream.write(html)
+
+
+def _device(runs: Sequence[Run]) -> str:
+    """Whose hours count: GPUs', unless all that trained did so without one."""
+    spent = [run.spent for run in runs if run.spent]
+    return "CPU" if any(s.cpu_hours for s in spent) and not any(s.gpu_hours for s in spent) else "GPU"
 
 
 def _title(comparison: Comparison) -> str:

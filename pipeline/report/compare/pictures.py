@@ -31,6 +31,8 @@ def write_figures(runs: Sequence[Run], folder: Path) -> list[Path]:
         for group in comparison.groups:
             for place, run in enumerate(group.runs):
                 x, y = curve(figure["key"], run.points)
+                if not len(x):
+                    continue
                 kept = thin(x, y, MOST_POINTS)
                 dash = DASHES[(group.number // len(HUES) + place) % len(DASHES)]
                 style = (0, tuple(length / 2 for length in dash)) if dash else "solid"
