@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -32,13 +31,13 @@ def runs(roots: tuple[str, ...], where: str | None, sort: str | None, form: str 
       neuclip runs runs --where "state=evaluated and train.global_batch_size>=1024" --sort -average
     """
     from pipeline.report.compare.find import find_runs
-    from pipeline.report.compare.listing import as_csv, as_table, select
+    from pipeline.report.compare.listing import as_csv, as_json, as_table, select
 
     rows = select(find_runs(roots), where, sort)
     if form == "csv":
         click.echo(as_csv(rows), nl=False)
     elif form == "json":
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        click.echo(as_json(rows))
     else:
         _console().print(as_table(rows))
 

@@ -105,9 +105,9 @@ def read_facts(run_dir: Path) -> RunFacts:
 def read_scores(folder: Path, export: Json | None) -> Scores:
     """What `folder` (RUN/results) holds. export: model/export.json."""
     files = [path for path in sorted(folder.glob("*.json")) if path.name != "aggregate.json"]
-    tasks = [task for task in map(read_mapping, files) if task is not None]
-    aggregate = read_mapping(folder / "aggregate.json")
-    scored = [task for task in tasks if task.get("score") is not None]
+    tasks = [task for path in files if (task := read_mapping(path, needs=("task",))) is not None]
+    aggregate = read_aggregate(folder)
+    scored = [task for task in tasks if task.get("score") is not None and "checkpoint_sha256" in task]
     failures = {task["task"]: task["error"] for task in tasks if "error" in task}
     return Scores(_of_one_model(scored, aggregate, export), failures, aggregate)
 
@@ -129,10 +129,15 @@ def _stage(run_dir: Path, stage: Json) -> StageFacts:
     return StageFacts(stage["name"], stage["elements"], markers)
 
 
-def read_mapping(path: Path) -> Json | None:
-    """A JSON object, or None where there is no file, or not one that can be read."""
+def read_aggregate(folder: Path) -> Json | None:
+    """aggregate.json of `folder` (RUN/results)."""
+    return read_mapping(folder / "aggregate.json", needs=("checkpoint_sha256", "scores"))
+
+
+def read_mapping(path: Path, needs: tuple[str, ...] = ()) -> Json | None:
+    """A JSON object, or None where there is no file, or not one that can be read or that has what it needs."""
     try:
         value = read_json(path)
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and value.keys() >= set(needs) else None

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 import time
 
@@ -15,8 +16,10 @@ from report_support import HOSTILE
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.report.compare.comparison import compare
 from pipeline.report.compare.find import find_runs
 from pipeline.report.compare.listing import row, select
+from pipeline.report.compare.page import render
 
 opened: list[str] = []
 counting = False
@@ -152,6 +155,22 @@ def test_runs_that_lack_parts_are_shown_with_what_they_have(tmp_path):
     assert missing["planned"] == ["nothing logged by training", "no average, scores of 3 tasks"]
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"train": {"steps": "x"}, "corpus": [], "scores": 3}'])
+def test_damage_to_any_file_costs_what_it_said_and_no_more(root, tmp_path, content):
+    shutil.copytree(root / "sweep", tmp_path / "sweep")
+    member = tmp_path / "sweep" / "members" / "objective=neuclip,seed=1"
+    damaged = [path for path in member.rglob("*") if path.is_file()]
+    damaged += [tmp_path / "sweep" / name for name in ("environment.json", "corpora/demo/manifest.json")]
+    assert len(damaged) == 10
+    for path in damaged:
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        runs = find_runs([tmp_path / "sweep"])
+        assert len(select(runs, None, "-average")) == 4
+        assert render(compare(runs, baseline="objective=openclip,seed=0")).count("</html>") == 1
+        path.write_bytes(whole)
+
+
 def test_of_a_finished_run_three_small_files_are_opened(tmp_path):
     global counting
     for i in range(50):
@@ -180,9 +199,18 @@ def test_the_command_prints_a_table_csv_and_json(root):
     documents = json.loads(run("--json"))
     assert [r["run"] for r in rows] == names(documents)
     assert [float(r["average"]) for r in rows] == [d["average"] for d in documents]
+    assert [d["seed"] for d in documents] == [0, 0, 1, 0, 1]
     refused = CliRunner().invoke(main, ["runs", str(root), "--where", "foo=1"])
     assert refused.exit_code == 2
     assert refused.output.startswith("error: the condition 'foo=1'")
+
+
+def test_numbers_that_json_lacks_are_words(tmp_path):
+    summary = fabricate_member(tmp_path / "a") / "train" / "summary.json"
+    write_json(summary, {**read_json(summary), "final_loss": float("nan")})
+    (entry,) = json.loads(CliRunner().invoke(main, ["runs", str(tmp_path), "--json"]).output)
+    assert entry["loss"] == "nan"
+    assert " nan " in CliRunner().invoke(main, ["runs", str(tmp_path)]).output
 
 
 def test_a_hostile_name_is_one_line_of_text_on_the_terminal(tmp_path):

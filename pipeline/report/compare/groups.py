@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
+import math
+import statistics
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.report.compare.run import Run
 from pipeline.report.compare.text import one_line
 from pipeline.same_run import what_decides
+from pipeline.time_spent import TimeSpent
 from pipeline.tracking.mlflow import flatten
 
 INCIDENTAL = ("corpus.port", "name", "description")  # tell nothing of what was trained
@@ -73,6 +76,20 @@ def group_runs(runs: Sequence[Run], by: str | None = None) -> list[Group]:
         label = _label(trees[places[0]], keys, [runs[i] for i in places])
         groups.append(Group(_told_apart(label, groups), tuple(runs[i] for i in places), len(groups)))
     return groups
+
+
+def mean_over(group: Group, value: Callable[[Run], float | None]) -> float | None:
+    """Of the runs that have the value."""
+    known = [found for run in group.runs if (found := value(run)) is not None]
+    return statistics.fmean(known) if known else None
+
+
+def mean_time(group: Group) -> TimeSpent:
+    """In training steps."""
+    seconds = mean_over(group, lambda run: run.spent.train_seconds if run.spent else None)
+    gpu_hours = mean_over(group, lambda run: run.spent.gpu_hours if run.spent else None)
+    cpu_hours = mean_over(group, lambda run: run.spent.cpu_hours if run.spent else None)
+    return TimeSpent(math.nan if seconds is None else seconds, gpu_hours, cpu_hours)
 
 
 def mixed_settings(group: Group, by: str | None) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -83,6 +85,12 @@ def as_csv(rows: Sequence[Row]) -> str:
     return stream.getvalue()
 
 
+def as_json(rows: Sequence[Row]) -> str:
+    """A list of objects; numbers that JSON lacks are the strings nan, inf and -inf, as in metrics.jsonl."""
+    told = [{name: value if _in_json(value) else str(value) for name, value in entry.items()} for entry in rows]
+    return json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
+
+
 def as_table(rows: Sequence[Row]) -> Table:
     """For a terminal. A partial mean says of how many tasks it is; it is no average."""
     table = Table(box=None, header_style="dim", pad_edge=False)
@@ -105,6 +113,10 @@ def _cells(entry: Row) -> list[str]:
     seed = text.MISSING if entry["seed"] is None else str(entry["seed"])
     numbers = [text.short_count(entry["samples"]), text.duration(entry["seconds"]), hours, text.number(entry["loss"])]
     return [*names, seed, *numbers, average]
+
+
+def _in_json(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _last_loss(run: Run) -> float | None:

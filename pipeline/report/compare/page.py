@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pipeline.report.compare import text
 from pipeline.report.compare.comparison import Comparison
 from pipeline.report.compare.curves import clock, figures
 from pipeline.report.compare.estimates import Difference
-from pipeline.report.compare.groups import Group, shown
+from pipeline.report.compare.groups import Group, mean_over, mean_time, shown
 from pipeline.report.compare.run import Run
 from pipeline.report.compare.step_time import PARTS, shares, throughput
 from pipeline.report.compare.words import summary
@@ -111,7 +110,7 @@ def _look(group: Group, place: int = 0) -> Json:
 
 
 def _group(comparison: Comparison, group: Group, device: str) -> Json:
-    overall = comparison.scores.overall
+    overall, spent = comparison.scores.overall, mean_time(group)
     return {
         **_look(group),
         "number": group.number,
@@ -121,16 +120,11 @@ def _group(comparison: Comparison, group: Group, device: str) -> Json:
         "best": overall is not None and overall.best == group.number,
         "difference": overall.differences(comparison.baseline)[group.number] if overall else None,
         "wins": sum(line.best == group.number for line in comparison.scores.tasks),
-        "samples": _mean(group, lambda run: run.samples_seen),
-        "seconds": _mean(group, lambda run: run.spent.train_seconds if run.spent else None),
-        "device_hours": _mean(group, lambda run: getattr(run.spent, f"{device.lower()}_hours", None)),
-        "rate": _mean(group, lambda run: throughput(run).samples_per_second),
+        "samples": mean_over(group, lambda run: run.samples_seen),
+        "seconds": spent.train_seconds,
+        "device_hours": spent.cpu_hours if device == "CPU" else spent.gpu_hours,
+        "rate": mean_over(group, lambda run: throughput(run).samples_per_second),
     }
-
-
-def _mean(group: Group, value: Callable[[Run], float | None]) -> float | None:
-    known = [found for run in group.runs if (found := value(run)) is not None]
-    return statistics.fmean(known) if known else None
 
 
 def _run(comparison: Comparison, run: Run, device_hours: str) -> Json:

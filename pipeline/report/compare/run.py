@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.report.facts import Json, Scores, read_mapping, read_scores
+from pipeline.report.facts import Json, Scores, read_aggregate, read_mapping, read_scores
 from pipeline.time_spent import TimeSpent, total_time
 from pipeline.tracking.jsonl import Point, read_points
 
@@ -55,7 +55,7 @@ class Run:
     @cached_property
     def aggregate(self) -> Json | None:
         """results/aggregate.json."""
-        return read_mapping(self.folder / "results" / "aggregate.json")
+        return read_aggregate(self.folder / "results")
 
     @cached_property
     def scores(self) -> Scores:
@@ -70,7 +70,7 @@ class Run:
     @cached_property
     def manifest(self) -> Json | None:
         """Of the corpus that the chain made."""
-        return read_mapping(self.home / "corpora" / self.corpus / "manifest.json")
+        return read_mapping(self.home / "corpora" / self.corpus / "manifest.json", needs=("rows", "ok", "outcomes"))
 
     @cached_property
     def environment(self) -> Json:
@@ -127,17 +127,16 @@ class Run:
     @cached_property
     def total_samples(self) -> float | None:
         """That training is to see; None where the recipe says epochs and nothing has been logged yet."""
-        train = self.config.get("train") or {}
-        if train.get("samples"):
-            return float(train["samples"])
-        if train.get("steps"):
-            return float(train["steps"]) * train["global_batch_size"]
-        epoch = self.points[-1].metrics.get("train/epoch") if self.points else None
-        if not train.get("epochs") or not epoch:
+        names = ("global_batch_size", "samples", "steps", "epochs")
+        batch, samples, steps, epochs = (_positive(_at(self.config, "train", name)) for name in names)
+        epoch = _positive(self.points[-1].metrics.get("train/epoch")) if self.points else None
+        if batch is None:
             return None
-        batch = train["global_batch_size"]
-        samples = train["epochs"] * round(self.points[-1].samples_seen / epoch)
-        return float(math.floor(samples / batch) * batch)
+        if steps is not None:
+            return steps * batch
+        if samples is None and epochs is not None and epoch is not None:
+            samples = epochs * round(self.points[-1].samples_seen / epoch)
+        return None if samples is None else math.floor(samples / batch) * batch
 
     @cached_property
     def spent(self) -> TimeSpent | None:
@@ -162,6 +161,11 @@ class Run:
         elif "average" not in self.aggregate:
             lacks.append(f"no average, {self.aggregate.get('tasks')} of {self.aggregate.get('of')} tasks")
         return lacks
+
+
+def _positive(value: Any) -> float | None:
+    """A number above 0, or None for anything else."""
+    return float(value) if isinstance(value, int | float) and value > 0 and math.isfinite(value) else None
 
 
 def is_run(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from rich.text import Text
 from pipeline.report.compare import text
 from pipeline.report.compare.comparison import Comparison
 from pipeline.report.compare.estimates import Estimate
-from pipeline.report.compare.groups import shown
+from pipeline.report.compare.groups import mean_over, mean_time, shown
 from pipeline.report.compare.scores import Line
 from pipeline.report.compare.words import summary
 
@@ -43,15 +43,14 @@ def _groups(comparison: Comparison) -> Table:
         cell = overall.cells[group.number] if overall else None
         best = overall is not None and overall.best == group.number
         wins = sum(line.best == group.number for line in tasks)
-        first = group.runs[0]
-        spent = first.spent
+        spent = mean_time(group)
         table.add_row(
             Text(text.one_line(group.label), style="bold" if best else ""),
             str(len(group.runs)),
             _score(cell, best),
             f"{wins}/{len(tasks)}" if cell else text.MISSING,
-            text.short_count(first.samples_seen),
-            text.duration(spent.train_seconds if spent else None),
+            text.short_count(mean_over(group, lambda run: run.samples_seen)),
+            text.duration(spent.train_seconds),
             text.device_hours(spent),
         )
     return table
