@@ -177,6 +177,16 @@ def test_settings_that_do_not_touch_the_weights_do_not_part_a_group(tmp_path):
     assert {setting.key for setting in by_seed.settings} == {"checkpoint.keep", "optimizer.lr", "seed"}
 
 
+def test_options_of_an_objective_part_its_own_runs_only(tmp_path):
+    for name, objective, options in (
+        ("a", "neuclip", {"rho": 5.0}), ("b", "neuclip", {"rho": 6.0}), ("c", "openclip", {}), ("d", "openclip", {}),
+    ):  # fmt: skip
+        fabricate_member(tmp_path / name, objective, seed=ord(name), objectives={"neuclip": options} if options else {})
+    runs = find_runs([tmp_path])
+    assert [group.label for group in group_runs(runs)] == ["neuclip, rho=5", "neuclip, rho=6", "openclip"]
+    assert [group.label for group in group_runs([runs[0], *runs[2:]])] == ["neuclip", "openclip"]
+
+
 def test_names_that_are_not_there_are_refused(sweep):
     runs = find_runs([sweep])
     with pytest.raises(UserError, match="no run has that setting"):

@@ -59,10 +59,14 @@ def test_runs_are_found_in_sweeps_in_folders_and_by_pattern_each_once(root):
         find_runs([root / "notes"])
 
 
-def test_links_to_runs_are_followed_and_circles_end(root, tmp_path):
-    (tmp_path / "again").symlink_to(tmp_path)
+def test_links_to_runs_are_followed_and_circles_end(root, tmp_path, monkeypatch):
+    for name in ("again", "and again"):
+        (tmp_path / name).symlink_to(tmp_path)
     (tmp_path / "birds").symlink_to(root / "alone" / "birds")
+    scanned, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: scanned.append(folder) or scandir(folder))
     assert [run.name for run in find_runs([tmp_path])] == ["birds"]
+    assert len(scanned) == 1
 
 
 def test_a_row_says_what_the_files_say(root):

@@ -109,9 +109,13 @@ def test_the_spool_is_read_once_and_again_from_the_start_after_a_resume(tmp_path
         torn.write(b'{"step": 2, "samp')
     assert [point.step for point in spool.update()] == [1]
     second = JsonlTracker(path, start_step=1)
-    second.log({"train/loss": 2.0}, 2, 128)
-    second.log({"train/loss": 1.0}, 3, 192)
+    for step, loss in ((2, 2.0), (3, 1.0)):
+        second.log({"train/loss": loss}, step, 64 * step)
     assert [point.metrics["train/loss"] for point in spool.update()] == [3.0, 2.0, 1.0]
+    third = JsonlTracker(path, start_step=1)
+    for step, loss in ((2, 7.0), (3, 6.0), (4, 5.0)):
+        third.log({"train/loss": loss}, step, 64 * step)
+    assert [point.metrics["train/loss"] for point in spool.update()] == [3.0, 7.0, 6.0, 5.0]
 
 
 def test_the_rate_is_the_median_of_the_last_points():

@@ -59,7 +59,7 @@ def group_runs(runs: Sequence[Run], by: str | None = None) -> list[Group]:
     """
     trees = [dict(flatten(run.config)) if by else _decisive(run) for run in runs]
     if by is None:
-        keys = [setting.key for setting in _differences(trees) if setting.key != SEED]
+        keys = [setting.key for setting in _differences(trees) if setting.key != SEED and _parts(setting, runs)]
     else:
         keys = [key.strip() for key in by.split(",")]
         for key in keys:
@@ -115,11 +115,22 @@ def _decisive(run: Run) -> dict[str, Any]:
     return dict(flatten({**decisive, "corpus": {"name": run.corpus}}))
 
 
+def _parts(setting: Setting, runs: Sequence[Run]) -> bool:
+    """An objective's option parts its own runs only: those of another objective have none, and are apart already."""
+    if not setting.key.startswith("objectives."):
+        return True
+    objective = setting.key.split(".")[1]
+    own = {_frozen(value) for value, run in zip(setting.values, runs, strict=True) if run.objective == objective}
+    return len(own) > 1
+
+
 def _label(tree: dict[str, Any], keys: list[str], runs: list[Run]) -> str:
-    if not keys:
-        return one_line(runs[0].objective if len(runs) > 1 else runs[0].name, 40)
-    if (len(runs) == 1 and len(keys) > MOST_IN_LABEL) or not tree:
+    """The settings that make the group; the name of a run that is alone and would need many."""
+    keys = [key for key in keys if key in tree or not key.startswith("objectives.")]
+    if not tree or (len(runs) == 1 and (not keys or len(keys) > MOST_IN_LABEL)):
         return one_line(runs[0].name, 40)
+    if not keys:
+        return one_line(runs[0].objective, 40)
     leaves = [key.rpartition(".")[2] for key in keys]
     names = [leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(keys, leaves, strict=True)]
     values = [shown(tree.get(key)) for key in keys]
