@@ -197,8 +197,10 @@ def test_the_theme_follows_the_system_until_the_button_says_otherwise_and_paper_
     assert text_of(browser, "#theme") == "Light"
     browser.execute_script("dispatchEvent(new Event('beforeprint'))")
     assert browser.execute_script(background) == light
+    assert browser.execute_script("return charts.map(c => c.width)") == [290] * FIGURES, "two fit on paper"
     browser.execute_script("dispatchEvent(new Event('afterprint'))")
     assert browser.execute_script(background) == dark
+    assert browser.execute_script("return charts[0].width") > 400
     show(browser, page, scheme="dark")
     assert browser.execute_script(background) == dark
 

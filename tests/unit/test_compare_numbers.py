@@ -123,7 +123,8 @@ def test_single_runs_are_judged_by_their_images_and_that_is_said(tmp_path):
     comparison = compare(find_runs([tmp_path]))
     assert all(cell.runs == 1 for cell in comparison.scores.overall.cells)
     words = " ".join(summary(comparison))
-    assert "not more than the noise of the tasks' images" in words
+    assert "That is not more than the noise that can be seen (95 % interval −" in words
+    assert "of a single run only the noise of the tasks' images" in words
     assert "Without a second seed of each, the noise of training is not known." in words
 
 

@@ -38,7 +38,7 @@ FIGURES = (
         "train/accuracy",
         "Accuracy within a batch",
         "share of pairs",
-        "Of one rank's batch: larger is harder.",
+        "Among the pairs of a rank: more of them are harder.",
         share=True,
     ),
     Figure("train/samples_per_second", "Throughput", "samples per second"),

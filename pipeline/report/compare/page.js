@@ -92,14 +92,13 @@ function build(i) {
   tip.className = "tip";
   tip.hidden = true;
   const options = {
-    width: place.clientWidth,
-    height: place.clientHeight,
+    ...size(place),
     legend: { show: false },
     padding: [8, 12, 0, 0],
     scales: { x: { time: false }, y: { distr: logAxis[i] ? 3 : 1 } },
     axes: [
       { ...side, size: 30, values: (u, splits) => splits.map((v) => (v === null ? "" : short(v))) },
-      { ...side, size: 52, values: (u, splits) => splits.map((v) => (v === null ? "" : number(v))) },
+      { ...side, size: (u, labels) => 22 + 7 * Math.max(3, ...(labels || []).map((l) => l.length)), values: (u, splits) => splits.map((v) => (v === null ? "" : number(v))) },
     ],
     series: [{}, ...curves.map(({ run, y }) => ({
       label: runs[run].name,
@@ -130,6 +129,11 @@ function build(i) {
   charts[i].over.append(tip);
   charts[i].runs = curves.map(({ run }) => run);
   if (zoom) charts[i].setScale("x", { min: zoom[0], max: zoom[1] });
+}
+
+// Paper has no script that could fit a chart to it: two of these fit beside each other on A4 and on Letter.
+function size(place) {
+  return "paper" in root.dataset ? { width: 290, height: 180 } : { width: place.clientWidth, height: place.clientHeight };
 }
 
 function destroy(i) {
@@ -288,7 +292,7 @@ if (figures.length) {
   const sized = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       const chart = charts[Number(target.dataset.figure)];
-      if (chart) chart.setSize({ width: target.clientWidth, height: target.clientHeight });
+      if (chart) chart.setSize(size(target));
     }
   });
   places.forEach((place, i) => {

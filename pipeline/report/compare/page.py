@@ -69,7 +69,7 @@ def render(comparison: Comparison) -> str:
         parts=_by_part([(line.section, line) for line in comparison.scores.tasks]),
         gaps=_by_part([(part, (title, _others(cells, baseline))) for part, title, cells in gaps]),
         reach=_reach([d for _, _, cells in gaps for d in cells if d is not None]),
-        noise=_noise(comparison.groups),
+        noise=_noise([cell.runs for line in comparison.scores.tasks for cell in line.cells if cell is not None]),
         figures=[{**figure, "rows": _ends(figure, runs)} for figure in drawn],
         axes=[("samples", "samples"), ("hours", "training hours"), (f"{device.lower()}_hours", f"{device}-hours")],
         corpora=_corpora(runs),
@@ -191,14 +191,15 @@ def _reach(differences: Sequence[Difference]) -> float:
     return math.ceil(reach / step) * step
 
 
-def _noise(groups: Sequence[Group]) -> str:
-    sizes = {len(group.runs) > 1 for group in groups}
+def _noise(runs: Sequence[int]) -> str:
+    """Where the intervals come from. runs: behind each of the scores."""
     seeds = "From the standard errors over the runs of a group, by Student's t with Welch's degrees of freedom."
     images = (
         "Of a single run only the noise of a task's images is known (binomial; an approximation for other metrics than "
         "accuracy), which says nothing of another seed."
     )
-    return {frozenset({True}): seeds, frozenset({False}): images}.get(frozenset(sizes), f"{seeds} {images}")
+    told = [seeds] if any(count > 1 for count in runs) else []
+    return " ".join([*told, images] if 1 in runs else told)
 
 
 def _ends(figure: Json, runs: Sequence[Run]) -> list[Json]:

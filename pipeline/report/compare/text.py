@@ -20,7 +20,7 @@ def number(value: Any) -> str:
     """Four significant digits; nan and inf as they are."""
     if value is None:
         return MISSING
-    return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"
+    return (f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}").replace("-", "−")
 
 
 def count(value: float | None) -> str:

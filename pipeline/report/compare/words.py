@@ -44,12 +44,12 @@ def _judgement(best: Estimate, other: Estimate) -> list[str]:
     gap = difference(best, other)
     if gap.low is None or gap.high is None:
         return ["How much of that is noise cannot be said: the results do not tell how many images they are of."]
-    interval = f"95 % interval {points(gap.low)} to {points(gap.high)}"
+    interval = f"95 % interval {points(gap.low)} to {points(gap.high)}, from {best.runs} and {other.runs} runs"
     verdict = "more than the noise" if gap.beyond_noise else "not more than the noise"
     if best.runs > 1 and other.runs > 1:
-        return [f"That is {verdict} between seeds ({interval}, from {best.runs} and {other.runs} runs)."]
+        return [f"That is {verdict} between seeds ({interval})."]
     return [
-        f"That is {verdict} of the tasks' images ({interval}).",
+        f"That is {verdict} that can be seen ({interval}): of a single run only the noise of the tasks' images.",
         "Without a second seed of each, the noise of training is not known.",
     ]
 
