@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -11,7 +12,6 @@ import yaml
 from report_support import HOSTILE, HUGE
 
 from pipeline.config.schema import RunConfig
-from pipeline.files import write_json
 from pipeline.tracking.jsonl import Point, _encode
 
 SECTIONS = ("classification", "retrieval", "worst_group")
@@ -46,14 +46,14 @@ def fabricate_member(
     (folder / "train").mkdir()
     (folder / "train" / "metrics.jsonl").write_bytes(b"".join(map(_encode, points)))
     last = points[-1]
-    write_json(folder / "train" / "summary.json", {
+    _write(folder / "train" / "summary.json", {
         "steps": steps, "samples_seen": last.samples_seen, "final_loss": last.metrics["train/loss"],
         "train_seconds": last.samples_seen / 400, "gpu_hours": gpus * last.samples_seen / 400 / 3600, "cpu_hours": 0.0,
         "samples_per_second": 400.0, "world_size": gpus, "order_digest": f"{seed:064x}",
         "manifest_fingerprint": MANIFEST["fingerprint"],
     })  # fmt: skip
     weights = f"{rng.getrandbits(256):064x}"
-    write_json(folder / "model" / "export.json", {"checkpoint": f"step-{steps:08d}", "weights_sha256": weights})
+    _write(folder / "model" / "export.json", {"checkpoint": f"step-{steps:08d}", "weights_sha256": weights})
     _results(folder / "results", rng, weights, tasks, level)
     return folder
 
@@ -64,11 +64,15 @@ def fabricate_sweep(root: Path, groups: dict[str, float], seeds: int, **options:
         for seed in range(seeds):
             member = root / "members" / f"objective={objective},seed={seed}"
             fabricate_member(member, objective, seed, level=level, **options)
-    write_json(root / "corpora" / "demo" / "manifest.json", MANIFEST)
-    write_json(
-        root / "environment.json", {"version": "0.1.0", "commit": "c0ffee", "uncommitted": True, "host": HOSTILE}
-    )
+    _write(root / "corpora" / "demo" / "manifest.json", MANIFEST)
+    _write(root / "environment.json", {"version": "0.1.0", "commit": "c0ffee", "uncommitted": True, "host": HOSTILE})
     return root
+
+
+def _write(path: Path, value: Any) -> None:
+    """Without a sync to disk: these are thousands of files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
 
 
 def _points(rng: random.Random, objective: str, steps: int, batch: int, gpus: int) -> list[Point]:
@@ -104,12 +108,12 @@ def _results(folder: Path, rng: random.Random, weights: str, tasks: int, level: 
         title = "Retrieval " + HOSTILE if i == 1 else f"Task number {i}"
         common = {"title": title, "score": score, "chance": 0.01, "main_metric": "acc1"}
         scores[task] = common
-        write_json(folder / f"{task}.json", {
+        _write(folder / f"{task}.json", {
             **common, "task": task, "kind": SECTIONS[i * len(SECTIONS) // tasks], "n": 2000, "seconds": 3.5,
             "metrics": {"acc1": score}, "checkpoint_sha256": weights, "precision": "fp32", "code_version": "0.1.0+1",
             "task_hash": f"t{i}", "data_fingerprint": f"d{i}",
         })  # fmt: skip
     average = sum(entry["score"] for entry in scores.values()) / tasks
-    write_json(folder / "aggregate.json", {
+    _write(folder / "aggregate.json", {
         "checkpoint_sha256": weights, "tasks": tasks, "average": average, "scores": scores,
     })  # fmt: skip
