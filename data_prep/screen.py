@@ -13,8 +13,8 @@ from data_prep.corpus import Corpus
 from data_prep.hosts import PRIVATE_DOMAINS, url_problem
 from data_prep.rows import TAKEN, given_uids, hashed, one_line, own_uids, trimmed
 from data_prep.uid_list import UidList
-from data_prep.where import Kind, compile_where
 from pipeline.errors import UserError
+from pipeline.where import Kind, compile_where
 
 # Why a row is never asked for, in the order in which it is found out.
 REASONS = (

@@ -14,10 +14,10 @@ from data_prep.manifest import ShardFile
 from data_prep.outcomes import tally
 from data_prep.shard import Sample, index_name, index_path, read_samples
 from data_prep.uid_list import UidList
-from data_prep.where import compile_where
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, read_json, sha256_file, write_json
 from pipeline.storage import download, is_url
+from pipeline.where import compile_where
 
 ROW = np.dtype([("row", "<u4"), ("uid", "S16")])  # of the source shard's index; 16 bytes that sort as the hex digits do
 PART_ROWS = 2**25  # uids compared at once, about 1 GiB with what sorting them needs

@@ -23,8 +23,8 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from data_prep.where import Kind
 from pipeline.errors import UserError
+from pipeline.where import Kind
 
 BATCH_ROWS = 65_536
 _BATCH_BYTES = 64 << 20

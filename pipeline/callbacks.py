@@ -72,7 +72,7 @@ class NormalizerError:
 
 
 class Geometry:
-    """Alignment and uniformity of the step's features, on the steps that are logged."""
+    """Alignment, uniformity and accuracy of the step's features, on the steps that are logged."""
 
     def __init__(self, every_steps: int) -> None:
         self._every = every_steps
@@ -148,6 +148,8 @@ class Logging:
         metrics["train/epoch"] = trainer.progress.samples_seen / len(trainer.corpus)
         metrics["system/tracking_seconds"] = self._own_seconds / steps
         metrics["system/tracking_share"] = self._own_seconds / seconds
+        metrics["ranks/count"] = float(trainer.world.size)
+        metrics["ranks/gpus"] = float(trainer.world.size) if trainer.world.device.type == "cuda" else 0.0
         for seconds_name, share_name in (
             ("data/wait_seconds", "data/wait_share"),
             ("npn/seconds", "npn/share"),

@@ -17,6 +17,7 @@ from pipeline import __version__
 from pipeline.cli_chain import jobs_option, logs, retry, selection_options, status, sweep_option, work
 from pipeline.cli_eval_data import eval_data
 from pipeline.cli_evaluate import aggregate, evaluate
+from pipeline.cli_runs import compare, runs, ui, watch
 from pipeline.cli_slurm import cancel, submit
 from pipeline.cli_sync import sync
 from pipeline.errors import UserError
@@ -224,3 +225,5 @@ main.add_command(retry)
 main.add_command(submit)
 main.add_command(cancel)
 main.add_command(work)
+for reading in (runs, compare, watch, ui):
+    main.add_command(reading)

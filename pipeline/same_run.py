@@ -19,7 +19,7 @@ def refuse_other_run(state: dict[str, Any], config: RunConfig, manifest_fingerpr
     state: the checkpoint's trainer.json. Settings that it does not know had their defaults.
     """
     saved = parse(RunConfig, state["config"], where=f"the checkpoint in {folder}")
-    lines = differences(_what_decides(saved), _what_decides(config))
+    lines = differences(what_decides(saved), what_decides(config))
     if state["manifest_fingerprint"] != manifest_fingerprint:
         lines.append(f"corpus manifest: {state['manifest_fingerprint'][:12]} -> {manifest_fingerprint[:12]}")
     if lines:
@@ -29,7 +29,7 @@ def refuse_other_run(state: dict[str, Any], config: RunConfig, manifest_fingerpr
         )
 
 
-def _what_decides(config: RunConfig) -> dict[str, Any]:
+def what_decides(config: RunConfig) -> dict[str, Any]:
     """The settings on which the weights depend. Not where corpora lie: the fingerprint says what they are."""
     tree = config.model_dump(mode="json")
     return {

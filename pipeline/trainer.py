@@ -27,6 +27,7 @@ from pipeline.health import DecodeFailures, Health, Heartbeat, RankTimes, hosts
 from pipeline.models.two_tower import build_tokenizer, image_size, open_clip_config
 from pipeline.preemption import StopRequest, deaf_children
 from pipeline.same_run import refuse_other_run
+from pipeline.time_spent import total_time
 from pipeline.tracking.base import Tracker
 from pipeline.tracking.jsonl import read_points
 from pipeline.tracking.metrics import MetricBuffer
@@ -209,7 +210,8 @@ def total_steps(config: RunConfig, samples_per_epoch: int) -> int:
 def summarise(trainer: Trainer) -> dict[str, Any]:
     """What RUN/train/summary.json says, from the metrics that this run logged in all of its lives."""
     series: dict[str, list[float]] = {}
-    for point in read_points(trainer.folder / METRICS):
+    points = read_points(trainer.folder / METRICS)
+    for point in points:
         for name, value in point.metrics.items():
             series.setdefault(name, []).append(value)
 
@@ -230,6 +232,7 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "samples_per_second": median("train/samples_per_second"),
         "npn_share": median("npn/share"),
         "data_wait_share": median("data/wait_share"),
+        **total_time(points)._asdict(),
         "order_digest": trainer.progress.order_digest,
         "manifest_fingerprint": trainer.corpus.fingerprint,
         "objective": trainer.config.objective,

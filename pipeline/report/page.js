@@ -4,8 +4,12 @@
 const FIGURES = JSON.parse(document.getElementById("figures").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
+const probe = document.body.appendChild(document.createElement("i"));
+probe.hidden = true;
+
 function colour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  probe.style.color = `var(${name})`;
+  return getComputedStyle(probe).color;
 }
 
 function traces(figure) {

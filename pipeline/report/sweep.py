@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.facts import Json, RunFacts, read_json_object
+from pipeline.report.facts import Json, RunFacts, read_mapping
 from pipeline.report.summary import summarise
 
 
@@ -18,8 +18,8 @@ def summarise_sweep(facts: RunFacts, seconds: float) -> Json:
 
 
 def _member(folder: Path, member: Json) -> dict[str, Any]:
-    summary = read_json_object(folder / "summary.json") or {}
-    aggregate = read_json_object(folder / "results" / "aggregate.json") or {}
+    summary = read_mapping(folder / "summary.json") or {}
+    aggregate = read_mapping(folder / "results" / "aggregate.json") or {}
     return {
         "settings": member["overrides"],
         "train": summary.get("train"),

@@ -164,9 +164,12 @@ def test_the_summary_tells_what_happened(lives: tuple[Path, dict[str, Any]]) -> 
         "samples_per_second",
         "npn_share",
         "data_wait_share",
+        "train_seconds",
     ):
         assert isinstance(summary[name], float), name
     assert 0 < summary["npn_share"] < 1
+    assert summary["cpu_hours"] == pytest.approx(summary["train_seconds"] / 3600 * summary["world_size"])
+    assert summary["gpu_hours"] == 0
 
 
 def test_only_the_newest_checkpoints_are_kept_and_all_are_whole(lives: tuple[Path, dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Alignment and uniformity are those of Wang and Isola, pair by pair."""
+"""Alignment and uniformity are those of Wang and Isola, pair by pair; accuracy is counted sample by sample."""
 
 import math
 
@@ -20,12 +20,20 @@ def potential(x):
     return sum(math.exp(-2 * sum((a - b) ** 2 for a, b in zip(x[i], x[j], strict=True))) for i, j in pairs) / len(pairs)
 
 
+def accuracy(e1, e2):
+    """Share of samples whose own other half is nearest, over both directions; of equals the first is."""
+    pairs = ((e1.tolist(), e2.tolist()), (e2.tolist(), e1.tolist()))
+    hits = [i == min(range(len(b)), key=lambda j, x=x: math.dist(x, b[j])) for a, b in pairs for i, x in enumerate(a)]
+    return sum(hits) / len(hits)
+
+
 def reference(blocks):
     """blocks: (e1, e2) of each rank."""
     distances = [((a - b) ** 2).sum().item() for e1, e2 in blocks for a, b in zip(e1, e2, strict=True)]
     uniformity = [math.log(sum(potential(block[side].tolist()) for block in blocks) / len(blocks)) for side in (0, 1)]
     return {
         "train/alignment": sum(distances) / len(distances),
+        "train/accuracy": sum(accuracy(e1, e2) for e1, e2 in blocks) / len(blocks),
         "train/uniformity_image": uniformity[0],
         "train/uniformity_text": uniformity[1],
     }
@@ -42,12 +50,10 @@ def test_equals_the_loops(rows, dim, seed):
 def test_the_ends_of_the_scale():
     same = torch.tensor([[0.6, 0.8]]).repeat(4, 1)
     opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    assert geometry(Features(same, same)) == pytest.approx(
-        {"train/alignment": 0.0, "train/uniformity_image": 0.0, "train/uniformity_text": 0.0}, abs=1e-6
-    )
-    assert geometry(Features(opposite, -opposite)) == pytest.approx(
-        {"train/alignment": 4.0, "train/uniformity_image": -8.0, "train/uniformity_text": -8.0}
-    )
+    expected = {"train/alignment": 0.0, "train/uniformity_image": 0.0, "train/uniformity_text": 0.0}
+    assert geometry(Features(same, same)) == pytest.approx({**expected, "train/accuracy": 0.25}, abs=1e-6)
+    expected = {"train/alignment": 4.0, "train/uniformity_image": -8.0, "train/uniformity_text": -8.0}
+    assert geometry(Features(opposite, -opposite)) == pytest.approx({**expected, "train/accuracy": 0.0})
 
 
 def test_one_sample_has_no_pairs():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from data_prep.where import compile_where
 from pipeline.errors import UserError
+from pipeline.where import compile_where
 
 ROWS = [
     {"similarity": 0.3, "width": 640, "height": 480, "nsfw": "UNLIKELY", "safe": True, "_x": None},

@@ -53,24 +53,33 @@ class Where:
         try:
             scanner = ds.Scanner.from_batches(batches, schema=rows.schema, columns={"holds": self.expression})
             return scanner.to_table()["holds"].fill_null(False).to_numpy()
-        except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
             columns = ", ".join(f"{name} ({rows.schema.field(name).type})" for name in self.columns)
             raise UserError(f"the condition {self.text!r} cannot be applied to {columns}: {error}") from error
 
 
-def compile_where(text: str) -> Where:
-    """Raises UserError that shows the part which has no meaning."""
+def compile_where(text: str, dotted: bool = False) -> Where:
+    """Raises UserError that shows the part which has no meaning. dotted: columns may be named as `train.steps`."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-        parser = _Parser(text)
+        parser = _Parser(text, dotted)
         return Where(text, parser.columns, parser.truth(tree))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"the condition {text!r} cannot be read: {getattr(error, 'msg', None) or error}") from error
 
 
+def column_name(node: ast.expr) -> str | None:
+    """The column that stands there, with dots where its name has them (`train.steps`); None for anything else."""
+    if isinstance(node, ast.Attribute):
+        before = column_name(node.value)
+        return before and f"{before}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else None
+
+
 @dataclass
 class _Parser:
     text: str
+    dotted: bool
     columns: dict[str, Kind] = field(default_factory=dict)
 
     def truth(self, node: ast.expr) -> pc.Expression:
@@ -90,16 +99,17 @@ class _Parser:
                 for link in links[1:]:
                     result = result & link
                 return result
-            case ast.Name() | ast.Constant(value=True | False):
+            case ast.Name() | ast.Attribute() | ast.Constant(value=True | False):
                 return self._value(node, "boolean")
         raise self._meaningless(node, "is not a condition")
 
     def _link(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> pc.Expression:
         if isinstance(operator, ast.Is | ast.IsNot):
-            if not (isinstance(left, ast.Name) and isinstance(right, ast.Constant) and right.value is None):
+            name = self._column(left)
+            if name is None or not (isinstance(right, ast.Constant) and right.value is None):
                 raise self._meaningless(right, "is can only ask `column is None`")
-            self.columns.setdefault(left.id, "any")
-            missing = pc.field(left.id).is_null()
+            self.columns.setdefault(name, "any")
+            missing = pc.field(name).is_null()
             return missing if isinstance(operator, ast.Is) else ~missing
         if isinstance(operator, ast.In | ast.NotIn):
             if not isinstance(right, ast.Tuple | ast.List | ast.Set) or not right.elts:
@@ -124,7 +134,7 @@ class _Parser:
 
     def _value(self, node: ast.expr, kind: Kind) -> pc.Expression:
         match node:
-            case ast.Name(id=name):
+            case ast.Name() | ast.Attribute() if name := self._column(node):
                 if self.columns.get(name, "any") not in ("any", kind):
                     raise ValueError(f"{name} is a {self.columns[name]} in one place and a {kind} in another")
                 self.columns[name] = kind
@@ -140,6 +150,9 @@ class _Parser:
             case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _ARITHMETIC and kind == "number":
                 return _ARITHMETIC[type(operator)](self._value(left, kind), self._value(right, kind))
         raise self._meaningless(node, f"is no {kind}")
+
+    def _column(self, node: ast.expr) -> str | None:
+        return column_name(node) if self.dotted or isinstance(node, ast.Name) else None
 
     def _meaningless(self, node: ast.expr, why: str) -> ValueError:
         return ValueError(f"`{ast.unparse(node)}` {why}")
