@@ -21,9 +21,13 @@ from pipeline.files import full_disk_named
 GRACE_SECONDS = 15  # forked children of a killed holder live on for up to 5 s
 
 
+class InUse(UserError):
+    """Another process holds the lock."""
+
+
 @contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`, or raise UserError that says who holds it. what: the thing, for the message."""
+    """Hold the lock file `path`, or raise InUse that says who holds it. what: the thing, for the message."""
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + GRACE_SECONDS
     with open(path, "a+", encoding="utf-8") as stream:
@@ -33,7 +37,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             if _is_dead(holder) and time.monotonic() < deadline:
                 time.sleep(0.2)  # a child that it forked still has the lock, and is about to notice
                 continue
-            raise UserError(
+            raise InUse(
                 f"{what} is in use by {holder}: two processes on it would tear each other's files. "
                 "Wait for it, or end it first."
             )

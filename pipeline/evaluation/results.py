@@ -22,7 +22,8 @@ from pipeline.files import fingerprint, read_json, sha256_file
 from pipeline.models.two_tower import CONFIG_FILE, WEIGHTS_FILE
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "webdataset", "pillow", "numpy")
-_DECIDE_NO_SCORE = {"__init__", "aggregate", "check", "download", "results"}  # a new file counts until it is named here
+# A new file counts until it is named here.
+_DECIDE_NO_SCORE = {"__init__", "aggregate", "check", "compare", "download", "results", "workers"}
 Stamp = dict[str, str]
 Result = dict[str, Any]
 
@@ -68,9 +69,11 @@ def read_result(out: Path, task: str) -> Result | None:
     return result if isinstance(result, dict) else None
 
 
-def is_current(result: Result | None, stamp: Stamp) -> bool:
-    """Whether a result carries exactly this stamp."""
-    return result is not None and all(result.get(key) == value for key, value in stamp.items())
+def current_result(out: Path, task: str, stamp: Stamp) -> Result | None:
+    """The task's result if it carries exactly this stamp."""
+    result = read_result(out, task)
+    current = result is not None and all(result.get(key) == value for key, value in stamp.items())
+    return result if current else None
 
 
 @cache

@@ -143,7 +143,7 @@ def test_a_folder_without_tasks_file_is_datacomps_and_one_can_be_laid_over_them(
     write_tasks_file(tmp_path, entries)
     tasks = load_tasks(tmp_path)
     assert list(tasks) == [*datacomp_tasks(), "mine"]
-    assert tasks["cifar10"] == datacomp_tasks()["cifar10"].model_copy(update={"size": 7})
+    assert tasks["cifar10"] == datacomp_tasks()["cifar10"].model_copy(update={"size": 7, "cost": 18 * 7 / 10_000})
     assert tasks["stl10"] == datacomp_tasks()["stl10"]
     write_tasks_file(tmp_path, {"extends": "imagenet", "mine": CLASSIFICATION})
     with pytest.raises(UserError, match="only datacomp can be extended, not 'imagenet'"):
