@@ -15,6 +15,11 @@ from pipeline.locks import taking_turns
 FABRICATED_DATA = "evaldata"  # below --out
 UNTRAINED_MODEL = "tiny-with-random-weights"  # the folder's name is what every result calls the model
 _tasks = click.option("--tasks", default="all", show_default=True, help="Names separated by commas, or all.")
+_mlflow = click.option(
+    "--mlflow/--no-mlflow",
+    default=None,
+    help="Record the scores in MLflow, in the checkpoint's run.  [default: if OUT lies in a run directory]",
+)
 
 
 @click.command()
@@ -39,6 +44,7 @@ _tasks = click.option("--tasks", default="all", show_default=True, help="Names s
 @click.option("--device", help="As torch calls it.  [default: cuda where there is one, else cpu]")
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(0), help="Processes that decode images.")
+@_mlflow
 @click.option("--force", is_flag=True, help="Repeat tasks whose result stands.")
 @click.option(
     "--compare",
@@ -82,6 +88,7 @@ def _evaluate(
     fabricated: bool,
     rank: int,
     world_size: int,
+    mlflow: bool | None,
     **options: Any,
 ) -> None:
     from pipeline.evaluation.aggregate import aggregate
@@ -108,6 +115,7 @@ def _evaluate(
         return
     summary = aggregate(out, data, chosen)
     write_card(model, summary)
+    _record(out, summary, mlflow)
     print_scores(summary)
 
 
@@ -131,7 +139,8 @@ def _compare(a: Path, b: Path, tasks: Any, resamples: int, seed: int, as_json: b
 )
 @_tasks
 @click.option("--partial", is_flag=True, help="The mean of what is there, under the name partial_mean.")
-def aggregate(results: Path, data: Path | None, tasks: str, partial: bool) -> None:
+@_mlflow
+def aggregate(results: Path, data: Path | None, tasks: str, partial: bool, mlflow: bool | None) -> None:
     """The average of RESULTS, and of the groups of their tasks.
 
     Writes RESULTS/aggregate.json, and eval_results.jsonl as DataComp's evaluate.py does. Where a result is missing, or
@@ -143,7 +152,16 @@ def aggregate(results: Path, data: Path | None, tasks: str, partial: bool) -> No
     data = data or results / FABRICATED_DATA
     if not data.is_dir():
         raise UserError(f"no {data}: say with --data which folder the results are of")
-    print_scores(aggregate(results, data, _chosen(tasks), partial))
+    summary = aggregate(results, data, _chosen(tasks), partial)
+    _record(results, summary, mlflow)
+    print_scores(summary)
+
+
+def _record(out: Path, summary: dict[str, Any], mlflow: bool | None) -> None:
+    from pipeline.tracking.evaluation import record_evaluation
+
+    if mlflow is not False:
+        record_evaluation(out, summary, anywhere=bool(mlflow))
 
 
 def _chosen(tasks: str) -> Any:

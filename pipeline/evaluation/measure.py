@@ -15,7 +15,7 @@ from pipeline.evaluation.encoder import Encoder, Precision
 from pipeline.evaluation.kinds import KINDS
 from pipeline.evaluation.merge import lock_path
 from pipeline.evaluation.parts import Part
-from pipeline.evaluation.records import Record, part_path, read_record, write_record
+from pipeline.evaluation.records import Record, part_path, read_part, write_record
 from pipeline.evaluation.results import Stamp, code_version, current_result, library_versions
 from pipeline.evaluation.task_folder import TaskFolder
 from pipeline.evaluation.task_run import TaskRun, concatenated, row_count
@@ -76,14 +76,13 @@ class Bench:
 
         progress: called with the number of samples done. Raises InUse while another process is at the part.
         """
-        path = part_path(self._out, part)
         with exclusive(lock_path(self._out, part.task, f"{part.number}-of-{part.of}"), f"{part.label} in {self._out}"):
             if current_result(self._out, part.task, job.stamp) is not None:
                 return part.samples
-            record = read_record(path)
+            record = read_part(self._out, part)
             if record is None or not record.is_current(job.stamp):
                 record = self._record(part, job, progress)
-                write_record(path, record)
+                write_record(part_path(self._out, part), record)
         return row_count(record.rows)
 
     def _record(self, part: Part, job: Job, progress: Callable[[int], None]) -> Record:
@@ -91,6 +90,7 @@ class Bench:
         run = TaskRun(job.task, job.folder, part.shards, self._encoder, self._batch_size, self._workers, progress)
         rows = concatenated(list(KINDS[job.task.kind].rows(run)))
         facts = {
+            "part": part.label,
             "model": self._exported.name,
             "libraries": library_versions(),
             "task": job.task.model_dump(mode="json"),

@@ -16,7 +16,7 @@ from pipeline.evaluation.records import (
     forget_parts,
     joined,
     part_path,
-    read_record,
+    read_part,
     samples_path,
     write_record,
 )
@@ -41,17 +41,18 @@ def merge(out: Path, name: str, task: Task, folder: TaskFolder, stamp: Stamp | N
     stamp: of model and task; without, the model is that of the first part. Raises UserError where the records are not
     of the samples that the task has.
     """
-    paths = [part_path(out, part) for part in cut(name, task, folder)]
+    parts = cut(name, task, folder)
     with taking_turns(lock_path(out, name, "result")):
-        records = [record for record in map(read_record, paths) if record is not None]
+        records = [record for part in parts if (record := read_part(out, part)) is not None]
         if stamp is None:
             stamp = {**(records[0].stamp if records else {}), **task_stamp(task, folder)}
         result = current_result(out, name, stamp)
         if result is None:
-            if len(records) < len(paths) or not all(record.is_current(stamp) for record in records):
+            if len(records) < len(parts) or not all(record.is_current(stamp) for record in records):
                 return None
             record = joined(records)
-            result = {**_scores(name, task, folder, record), "parts": [sha256_file(path) for path in paths]}
+            digests = [sha256_file(part_path(out, part)) for part in parts]
+            result = {**_scores(name, task, folder, record), "parts": digests}
             write_record(samples_path(out, name), record)
             write_json(result_path(out, name), result)
         error_path(out, name).unlink(missing_ok=True)

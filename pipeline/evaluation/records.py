@@ -23,7 +23,7 @@ PARTS, SAMPLES = "parts", "samples"
 class Record(NamedTuple):
     """rows: of the samples. stamp: what identifies the model and the task that they are of.
 
-    facts: {model, libraries: {name: version}, seconds, task: its definition}.
+    facts: {model, libraries: {name: version}, seconds, task: its definition}; that of a part also says {part: which}.
     """
 
     rows: Rows
@@ -56,11 +56,17 @@ def read_record(path: Path) -> Record | None:
     return None if file is None else Record(file.tensors, file.about["stamp"], file.about["facts"])
 
 
+def read_part(out: Path, part: Part) -> Record | None:
+    """The record of a part; None where there is none that is whole and this part's."""
+    record = read_record(part_path(out, part))
+    return record if record is not None and record.facts.get("part") == part.label else None
+
+
 def joined(records: Sequence[Record]) -> Record:
     """The records of all parts of a task as one, `seconds` added up."""
     seconds = round(sum(record.facts["seconds"] for record in records), 3)
-    rows = concatenated([record.rows for record in records])
-    return Record(rows, records[0].stamp, {**records[0].facts, "seconds": seconds})
+    facts = {key: records[0].facts[key] for key in ("model", "libraries", "task")}
+    return Record(concatenated([record.rows for record in records]), records[0].stamp, {**facts, "seconds": seconds})
 
 
 def forget_parts(out: Path, task: str) -> None:

@@ -22,7 +22,7 @@ from pipeline.evaluation.encoder import Precision
 from pipeline.evaluation.measure import Bench, Job, Meter, Progress
 from pipeline.evaluation.merge import merge
 from pipeline.evaluation.parts import Part, by_task, cut_all, share
-from pipeline.evaluation.records import part_path, read_record
+from pipeline.evaluation.records import part_path, read_part
 from pipeline.evaluation.results import (
     Result,
     Stamp,
@@ -100,8 +100,7 @@ def evaluate(
     if jobs or failures:
         withdraw(out)
         worker_path(out, rank, world_size).unlink(missing_ok=True)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    bench = Bench(model_folder, model, out, device, precision, batch_size, workers)
+    bench = Bench(model_folder, model, out, _device(device), precision, batch_size, workers)
     if any(job.missing for job in jobs):
         bench.load()
     results |= _work(out, jobs, bench, Meter(jobs, progress), failures)
@@ -145,7 +144,7 @@ def _work(out: Path, jobs: Sequence[Job], bench: Bench, meter: Meter, failures: 
 
 
 def _is_done(out: Path, part: Part, stamp: Stamp) -> bool:
-    record = read_record(part_path(out, part))
+    record = read_part(out, part)
     return record is not None and record.is_current(stamp)
 
 

@@ -139,7 +139,7 @@ def _export(paths: RunPaths, element: int) -> Command:
 def _evaluate(paths: RunPaths, element: int) -> Command:
     evaluate = paths.config.evaluate
     tasks = evaluate.tasks if isinstance(evaluate.tasks, str) else ",".join(evaluate.tasks)
-    how = ["--tasks", tasks, "--batch-size", evaluate.batch_size, "--workers", evaluate.workers]
+    how = ["--tasks", tasks, "--batch-size", evaluate.batch_size, "--workers", evaluate.workers, "--no-mlflow"]
     return _neuclip("evaluate", paths.model, "--data", paths.evaldata, "--out", paths.results, *how)
 
 
