@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.files import atomic_open
 
-_ABOUT, _DIGEST = "about", "sha256"
+_NOTE = "neuclip"  # one, as safetensors writes several in any order
 
 
 class TensorFile(NamedTuple):
@@ -32,7 +32,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     """Write the file, atomically. about: JSON-able."""
     whole = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     said = json.dumps(about)
-    content = save(whole, {_ABOUT: said, _DIGEST: _digest(whole, said)})
+    content = save(whole, {_NOTE: f"{_digest(whole, said)} {said}"})
     with atomic_open(path) as stream:
         stream.write(content)
 
@@ -42,10 +42,8 @@ def read_tensors(path: Path) -> TensorFile | None:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            notes = file.metadata() or {}
-        if notes.get(_DIGEST) != _digest(tensors, notes.get(_ABOUT, "")):
-            return None
-        return TensorFile(tensors, json.loads(notes[_ABOUT]))
+            digest, _, said = (file.metadata() or {}).get(_NOTE, "").partition(" ")
+        return TensorFile(tensors, json.loads(said)) if digest == _digest(tensors, said) else None
     except (OSError, SafetensorError, UnicodeDecodeError):
         return None
 
