@@ -38,7 +38,10 @@ class Job:
 
 
 class Bench:
-    """A model, loaded once, and how it is to be run. Writes records below `out`."""
+    """A model, loaded once, and how it is to be run. Writes records below `out`.
+
+    fresh: use no classifiers that were made before.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Bench:
         precision: Precision,
         batch_size: int,
         workers: int,
+        fresh: bool,
     ) -> None:
         self._model_folder = model_folder
         self._device = device
@@ -57,7 +61,7 @@ class Bench:
         self._batch_size = batch_size
         self._workers = workers
         how = {"code_version": code_version(), "device": device.type, "libraries": library_versions()}
-        self._cache = ClassifierCache(out / CLASSIFIERS, {**model_stamp, **how})
+        self._cache = None if fresh else ClassifierCache(out / CLASSIFIERS, {**model_stamp, **how})
 
     def load(self) -> None:
         """Load the model. Raises UserError when the folder is none that open_clip can load."""

@@ -65,7 +65,7 @@ def evaluate(
     the share is done.
 
     model_folder: what `neuclip export` wrote. workers: loader processes. device: by default CUDA where there
-    is one. precision: bf16 runs the towers under autocast. force: also repeat what is current.
+    is one. precision: bf16 runs the towers under autocast. force: repeat what is current too, with no cached classifier.
     progress: called with (task or part, samples done, samples in all, share of the missing work that is done, by cost)
     at the beginning, after every batch and at the end; once for a task whose result is current.
 
@@ -100,7 +100,7 @@ def evaluate(
     if jobs or failures:
         withdraw(out)
         worker_path(out, rank, world_size).unlink(missing_ok=True)
-    bench = Bench(model_folder, model, out, _device(device), precision, batch_size, workers)
+    bench = Bench(model_folder, model, out, _device(device), precision, batch_size, workers, fresh=force)
     if any(job.missing for job in jobs):
         bench.load()
     results |= _work(out, jobs, bench, Meter(jobs, progress), failures)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from pipeline.errors import UserError
 from pipeline.evaluation import classifier_cache
 from pipeline.evaluation.classifier_cache import ClassifierCache
 from pipeline.evaluation.encoder import Encoder
@@ -127,14 +128,20 @@ def test_scores_do_not_depend_on_the_cache(tmp_path, monkeypatch):
     write_model(tmp_path / "other", seed=1)
     write_suite(tmp_path / "data")
 
-    def metrics(model, out):
-        results = evaluate(tmp_path / model, tmp_path / "data", tmp_path / out, ["colours"], workers=0, force=True)
-        return results[0]["metrics"]
+    def metrics(model, out, **options):
+        (tmp_path / out / "colours.json").unlink(missing_ok=True)
+        (result,) = evaluate(tmp_path / model, tmp_path / "data", tmp_path / out, ["colours"], workers=0, **options)
+        return result["metrics"]
 
     fresh, others = metrics("model", "out"), metrics("other", "fresh")
     assert fresh != others
     monkeypatch.setattr(classifier_cache, "write_tensors", None)  # nothing is made again
     assert metrics("model", "out") == fresh
+    made = []
+    monkeypatch.setattr(Encoder, "encode_texts", lambda *_: made.append(1))
+    with pytest.raises(UserError, match="AttributeError"):
+        metrics("model", "out", force=True)
+    assert made == [1]
     monkeypatch.undo()
     shutil.copytree(tmp_path / "out/classifiers", tmp_path / "mixed/classifiers")
     assert metrics("other", "mixed") == others
