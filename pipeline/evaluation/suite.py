@@ -65,7 +65,7 @@ def evaluate(
     the share is done.
 
     model_folder: what `neuclip export` wrote. workers: loader processes. device: by default CUDA where there
-    is one. precision: bf16 runs the towers under autocast. force: repeat what is current too, with no cached classifier.
+    is one. precision: bf16 runs the towers under autocast. force: repeat what is current too.
     progress: called with (task or part, samples done, samples in all, share of the missing work that is done, by cost)
     at the beginning, after every batch and at the end; once for a task whose result is current.
 
