@@ -22,7 +22,8 @@ from pipeline.files import fingerprint, read_json, sha256_file
 from pipeline.models.two_tower import CONFIG_FILE, WEIGHTS_FILE
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "webdataset", "pillow", "numpy")
-_DECIDE_NO_SCORE = {"__init__", "aggregate", "check", "download", "results"}  # a new file counts until it is named here
+# A new file counts until it is named here.
+_DECIDE_NO_SCORE = {"__init__", "aggregate", "check", "download", "during_training", "of_checkpoint", "results"}
 Stamp = dict[str, str]
 Result = dict[str, Any]
 
