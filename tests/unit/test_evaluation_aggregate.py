@@ -133,7 +133,19 @@ def test_where_nothing_is_named_it_says_what_to_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["classification", "fmow", "reading", "encoder", "tasks", "suite", "check", "results", "of_checkpoint"]
+    "module",
+    [
+        "classification",
+        "fmow",
+        "reading",
+        "tar_members",
+        "encoder",
+        "tasks",
+        "suite",
+        "check",
+        "results",
+        "of_checkpoint",
+    ],
 )
 def test_code_that_decides_no_score_makes_no_result_stale(tmp_path, module):
     package = tmp_path / "evaluation"
