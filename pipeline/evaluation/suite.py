@@ -25,6 +25,7 @@ from pipeline.evaluation.results import (
     read_result,
     result_path,
     task_stamp,
+    write_error,
 )
 from pipeline.evaluation.task_folder import TaskFolder, open_task_folder
 from pipeline.evaluation.task_run import Progress, TaskRun
@@ -126,6 +127,4 @@ def _failing_alone(out: Path, task: str, failures: dict[str, str]) -> Iterator[N
         expected = isinstance(error, UserError)
         reason = str(error) if expected else f"{type(error).__name__}: {error}"
         failures[task] = reason
-        result_path(out, task).unlink(missing_ok=True)
-        trace = {} if expected else {"traceback": traceback.format_exc()}
-        write_json(error_path(out, task), {"task": task, "error": reason, **trace})
+        write_error(out, task, reason, None if expected else traceback.format_exc())

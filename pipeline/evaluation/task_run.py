@@ -34,7 +34,8 @@ class TaskRun:
         """Image features (I, D) and B parsed targets, batch by batch, over the whole task; I = B but for WinoGAViL.
 
         images_per_sample: at most; a batch has so many times fewer samples.
-        Raises UserError for unreadable samples, and unless the shards hold exactly `task.size` of them.
+        Raises UserError for unreadable samples or files that change meanwhile, and unless the shards hold exactly
+        `task.size` of them.
         """
         done, size = 0, self.task.size
         samples = max(1, self.batch_size // images_per_sample)
@@ -47,5 +48,6 @@ class TaskRun:
                 raise UserError(f"{self.folder.path} holds more than the {size} samples of the task")
             yield self.encoder.encode_images(batch.images, batch.names), batch.targets
             self.progress(self.name, done, size)
+        self.folder.refuse_changed()
         if done < size:
             raise UserError(f"{self.folder.path} ends after {done} of {size} samples: a shard is cut short or missing")
