@@ -1,8 +1,8 @@
 """`neuclip eval-data download`: a task's files from the Hugging Face hub.
 
 `DATA/download.json` records the commit of every repository, and size and sha256 of every file that came. The commit
-that was found first stays the task's, even if its branch moves on, and another one is refused; a file that is there as recorded is not fetched
-again; one that was cut off is continued.
+that was found first stays the task's, even if its branch moves on, and another one is refused; a file that is there as
+recorded is not fetched again; one that was cut off is continued.
 """
 
 from __future__ import annotations
