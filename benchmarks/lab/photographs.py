@@ -35,7 +35,7 @@ def photograph(content: bytes, rng: np.random.Generator) -> bytes:
     size = SIDES if rng.integers(3) else SIDES[::-1]
     with Image.open(io.BytesIO(content)) as image:
         pixels = np.asarray(image.convert("RGB").resize(size), dtype=np.float32)
-    pixels = pixels + rng.normal(0, GRAIN, (*pixels.shape[:2], 1))
+    grain = rng.normal(0, GRAIN, (*pixels.shape[:2], 1))
     stream = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=QUALITY)
+    Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=QUALITY)
     return stream.getvalue()

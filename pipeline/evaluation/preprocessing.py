@@ -27,7 +27,11 @@ def in_two_parts(preprocess: Preprocess) -> tuple[Callable[[Image.Image], Any], 
     steps = getattr(preprocess, "transforms", [])
     if len(steps) >= 2 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize):
         return Compose([*steps[:-2], _pixels]), partial(_looked_up, _table(steps[-2], steps[-1]))
-    return preprocess, torch.stack
+    return preprocess, _stacked
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    return torch.stack(tuple(images))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -67,4 +67,4 @@ def _by_tarfile(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
                 content = tar.extractfile(member)
                 assert content is not None
                 yield member.name, content.read()
-            tar.members = []  # it would keep them all
+            tar.members = []  # type: ignore[attr-defined]  # it would keep them all

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +20,8 @@ from pipeline.engine.tags import tag_of
 from pipeline.errors import UserError
 from pipeline.evaluation import during_training
 from pipeline.evaluation.during_training import Evaluations
+from pipeline.launch.paths import RunPaths
+from pipeline.launch.stages import build_stages
 from pipeline.tracking.jsonl import JsonlTracker, read_points
 
 # Evaluates as the file beside the checkpoints says; a score is the step.
@@ -191,3 +195,17 @@ def test_a_tracker_that_fails_ends_evaluating_and_nothing_else(
 def test_what_is_not_there_is_refused_at_the_start(run: Callable[..., Run], during: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(**during)
+
+
+def test_the_chain_evaluates_on_the_tasks_that_it_has(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path, load_recipe("demo", ["evaluate_during.every=50 steps"]))
+    (train,) = (stage for stage in build_stages(paths) if stage.name == "train")
+    assert f'evaluate_during.data="{paths.evaldata}"' in train.command(paths, 0)
+    paths = RunPaths(tmp_path, load_recipe("demo", ["evaluate_during={every: 50 steps, data: mine}"]))
+    assert not any(word.startswith("evaluate_during") for word in train.command(paths, 0))
+
+
+def test_the_process_does_not_outlive_its_trainer(tmp_path: Path) -> None:
+    nobody = 2**22  # more than a process id can be
+    ended = subprocess.run([*during_training.COMMAND, str(nobody), "{}"], stderr=subprocess.DEVNULL)
+    assert ended.returncode == -signal.SIGKILL
