@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 from pipeline.errors import UserError
@@ -75,9 +76,14 @@ def aggregate(
 
 
 def withdraw(out: Path) -> None:
-    """Remove what is no longer of the results beside it."""
-    for name in (AGGREGATE_FILE, DATACOMP_FILE):
-        (out / name).unlink(missing_ok=True)
+    """Remove what is no longer of the results beside it. Raises UserError where results cannot be written to `out`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()
+        for name in (AGGREGATE_FILE, DATACOMP_FILE):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"results cannot be written to {out} ({error.strerror}): make that possible") from error
 
 
 def _mean_by_its_name(

@@ -27,15 +27,14 @@ from pipeline.evaluation.results import (
     Result,
     Stamp,
     current_result,
-    error_path,
     model_stamp,
     result_path,
     task_stamp,
+    write_error,
 )
 from pipeline.evaluation.task_folder import open_task_folder
 from pipeline.evaluation.tasks import load_tasks, select_tasks
 from pipeline.evaluation.workers import worker_path, write_worker
-from pipeline.files import write_json
 from pipeline.locks import InUse
 
 
@@ -159,6 +158,4 @@ def _failing_alone(out: Path, task: str, failures: dict[str, str]) -> Iterator[N
         expected = isinstance(error, UserError)
         reason = str(error) if expected else f"{type(error).__name__}: {error}"
         failures[task] = reason
-        result_path(out, task).unlink(missing_ok=True)
-        trace = {} if expected else {"traceback": traceback.format_exc()}
-        write_json(error_path(out, task), {"task": task, "error": reason, **trace})
+        write_error(out, task, reason, None if expected else traceback.format_exc())

@@ -37,7 +37,8 @@ class TaskRun:
     def encoded_batches(self, parse: Parse, images_per_sample: int = 1) -> Iterator[tuple[Tensor, list[Any]]]:
         """Image features (I, D) and B parsed targets, batch by batch, over the part; I = B but for WinoGAViL.
 
-        images_per_sample: at most; a batch has so many times fewer samples. Raises UserError for unreadable samples.
+        images_per_sample: at most; a batch has so many times fewer samples.
+        Raises UserError for unreadable samples or files that change meanwhile.
         """
         done = 0
         samples = max(1, self.batch_size // images_per_sample)
@@ -46,6 +47,7 @@ class TaskRun:
             yield self.encoder.encode_images(batch.images, batch.names), batch.targets
             done += len(batch.targets)
             self.progress(done)
+        self.folder.refuse_changed()
 
 
 def concatenated(pieces: Sequence[Rows]) -> Rows:

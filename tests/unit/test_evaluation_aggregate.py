@@ -164,7 +164,19 @@ def test_where_nothing_is_named_it_says_what_to_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["classification", "fmow", "reading", "encoder", "tasks", "suite", "check", "results"]
+    "module",
+    [
+        "classification",
+        "fmow",
+        "reading",
+        "tar_members",
+        "encoder",
+        "tasks",
+        "suite",
+        "check",
+        "results",
+        "of_checkpoint",
+    ],
 )
 def test_code_that_decides_no_score_makes_no_result_stale(tmp_path, module):
     package = tmp_path / "evaluation"
@@ -174,4 +186,4 @@ def test_code_that_decides_no_score_makes_no_result_stale(tmp_path, module):
     with open(package / f"{module}.py", "a") as stream:
         stream.write("\n# another line\n")
     code_version.cache_clear()
-    assert (code_version(package) == before) == (module in ("check", "results"))
+    assert (code_version(package) == before) == (module in ("check", "results", "of_checkpoint"))
