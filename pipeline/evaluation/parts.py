@@ -17,7 +17,7 @@ from pipeline.evaluation.kinds import KINDS
 from pipeline.evaluation.task_folder import TaskFolder, open_task_folder
 from pipeline.evaluation.tasks import Task
 
-PART_COST = 64.0  # at most, where the shards allow; all of DataComp's 40 tasks cost 5190
+PART_COST = 64.0  # about, where the shards allow; all of DataComp's 40 tasks cost 5190
 
 
 @dataclass(frozen=True)
