@@ -21,19 +21,22 @@ from pipeline.files import full_disk_named
 GRACE_SECONDS = 15  # forked children of a killed holder live on for up to 5 s
 
 
+class InUse(UserError):
+    """Another process holds the lock."""
+
+
 @contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`, or raise UserError that says who holds it. what: the thing, for the message."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Hold the lock file `path`, or raise InUse that says who holds it. what: the thing, for the message."""
     deadline = time.monotonic() + GRACE_SECONDS
-    with open(path, "a+", encoding="utf-8") as stream:
+    with _opened(path) as stream:
         while not _try_lock(stream):
             stream.seek(0)
             holder = stream.read().strip() or "another process"
             if _is_dead(holder) and time.monotonic() < deadline:
                 time.sleep(0.2)  # a child that it forked still has the lock, and is about to notice
                 continue
-            raise UserError(
+            raise InUse(
                 f"{what} is in use by {holder}: two processes on it would tear each other's files. "
                 "Wait for it, or end it first."
             )
@@ -42,6 +45,12 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             stream.write(_name(os.getpid()))
             stream.flush()
         yield
+
+
+def _opened(path: Path) -> IO[str]:
+    with full_disk_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+", encoding="utf-8")
 
 
 def _try_lock(stream: IO[str]) -> bool:
@@ -65,8 +74,7 @@ def _is_dead(holder: str) -> bool:
 @contextmanager
 def taking_turns(path: Path) -> Iterator[None]:
     """Hold the lock file `path`, after whoever holds it now."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as stream:
+    with _opened(path) as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

@@ -17,7 +17,7 @@ from pipeline.launch.children import end, last_line, start
 from pipeline.launch.display import Display
 from pipeline.launch.image_server import image_server
 from pipeline.launch.markers import is_done, mark_done
-from pipeline.launch.outcome import stage_artifacts, stage_metrics
+from pipeline.launch.outcome import stage_artifacts, stage_metrics, stage_tags
 from pipeline.launch.paths import RunPaths
 from pipeline.launch.plan import freeze
 from pipeline.launch.stages import Stage, build_stages
@@ -75,7 +75,8 @@ def _run_stages(paths: RunPaths, stages: list[Stage], jobs: int) -> None:
             display.finish(stage.name)
             if stage.name == "train":
                 tree.replay("train", paths.train / "metrics.jsonl")
-            tree.record(stage.name, stage_metrics(paths, stage.name), stage_artifacts(paths, stage.name))
+            artifacts, tags = stage_artifacts(paths, stage.name), stage_tags(paths, stage.name)
+            tree.record(stage.name, stage_metrics(paths, stage.name), artifacts, tags)
             tree.close(stage.name, "finished")
     tree.record_parent(stage_metrics(paths, "evaluate"), stage_artifacts(paths, "report"))
     tree.close_parent("finished")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from pipeline.files import read_json
 from pipeline.launch.paths import RunPaths
+from pipeline.tracking.evaluation import evaluation_artifacts, evaluation_metrics, evaluation_tags
 
 
 def stage_metrics(paths: RunPaths, stage: str) -> dict[str, float]:
@@ -19,9 +20,13 @@ def stage_metrics(paths: RunPaths, stage: str) -> dict[str, float]:
         counts = {f"ingest/outcome/{cause}": float(n) for cause, n in manifest["outcomes"].items()}
         return {"ingest/rows": manifest["rows"], "ingest/ok": manifest["ok"], **counts}
     if stage == "evaluate":
-        scores = read_json(paths.results / "aggregate.json")["scores"]
-        return {f"eval/{task}": float(entry["score"]) for task, entry in scores.items()}
+        return evaluation_metrics(read_json(paths.results / "aggregate.json"))
     return {}
+
+
+def stage_tags(paths: RunPaths, stage: str) -> dict[str, str]:
+    """What identifies what a finished stage made."""
+    return evaluation_tags(read_json(paths.results / "aggregate.json")) if stage == "evaluate" else {}
 
 
 def stage_artifacts(paths: RunPaths, stage: str) -> list[Path]:
@@ -31,7 +36,7 @@ def stage_artifacts(paths: RunPaths, stage: str) -> list[Path]:
         "manifest": [paths.corpus / "manifest.json"],
         "train": [paths.train / "summary.json", paths.train / "recipe.yaml"],
         "export": [paths.model / "export.json"],
-        "evaluate": sorted(paths.results.glob("*.json")),
+        "evaluate": evaluation_artifacts(paths.results),
         "report": [paths.root / "report.html", paths.root / "summary.json"],
     }.get(stage, [])
 

@@ -124,6 +124,9 @@ def _manifest(paths: RunPaths, element: int) -> Command:
 
 def _train(paths: RunPaths, element: int) -> Command:
     train = _neuclip("train", paths.recipe, "--run-dir", paths.root, f"loader.manifest={json.dumps(str(paths.corpus))}")
+    during = paths.config.evaluate_during
+    if during.every is not None and during.data is None:
+        train.append(f"evaluate_during.data={json.dumps(str(paths.evaldata))}")
     ranks = paths.config.train.processes
     # The launcher's own meeting point is a file, and the ranks meet on the loopback: no port is open to the network.
     meet = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--local-addr", "127.0.0.1"]
@@ -139,7 +142,7 @@ def _export(paths: RunPaths, element: int) -> Command:
 def _evaluate(paths: RunPaths, element: int) -> Command:
     evaluate = paths.config.evaluate
     tasks = evaluate.tasks if isinstance(evaluate.tasks, str) else ",".join(evaluate.tasks)
-    how = ["--tasks", tasks, "--batch-size", evaluate.batch_size, "--workers", evaluate.workers]
+    how = ["--tasks", tasks, "--batch-size", evaluate.batch_size, "--workers", evaluate.workers, "--no-mlflow"]
     return _neuclip("evaluate", paths.model, "--data", paths.evaldata, "--out", paths.results, *how)
 
 

@@ -22,6 +22,8 @@ _SHOWN = (
     ("train/samples_per_second", "samples/s", "{:,.0f}"),
 )
 
+_EVALUATION = "eval/"
+
 
 class ConsoleTracker:
     """Prints progress, the metrics that people watch, and when the run will end.
@@ -42,7 +44,12 @@ class ConsoleTracker:
             if name in metrics:
                 line.append(f"  {label} ", style="not bold dim")
                 line.append(form.format(metrics[name]), style="not bold")
-        line.append(f"  left {self._left(step)}", style="not bold dim")
+        scores = [name for name in metrics if name.startswith(_EVALUATION)]
+        for name in scores:
+            line.append(f"  {name} ", style="not bold dim")
+            line.append(f"{metrics[name]:.4f}", style="not bold")
+        if not scores:  # they are of an earlier step
+            line.append(f"  left {self._left(step)}", style="not bold dim")
         self._console.print(line)
 
     def close(self, status: Status) -> None:

@@ -89,8 +89,21 @@ class MlflowRuns:
     def resume(self, run_id: str, tags: Mapping[str, str] | None = None) -> None:
         """The run goes on, here: status RUNNING, the tag `host` and the given ones."""
         self._client.update_run(run_id, status="RUNNING")
-        for key, value in {"host": socket.gethostname(), **(tags or {})}.items():
+        self.tag(run_id, {"host": socket.gethostname(), **(tags or {})})
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        for key, value in tags.items():
             self._client.set_tag(run_id, key, value)
+
+    def find(self, tags: Mapping[str, str]) -> str | None:
+        """The latest run of the experiment with all of these tags."""
+        experiment = self._client.get_experiment_by_name(self._experiment)
+        if experiment is None:
+            return None
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self._client.search_runs([experiment.experiment_id], wanted, max_results=1)
+        return found[0].info.run_id if found else None
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Values known at one moment, such as scores. step: samples seen."""

@@ -34,7 +34,7 @@ class RunTree:
         self._file = run_dir / FILE
         self._runs: MlflowRuns | None = None
         self._away = not config.tracking.mlflow
-        self._state: dict[str, Any] = _known_runs(self._file) or {
+        self._state: dict[str, Any] = known_runs(self._file) or {
             "tracking_uri": tracking_uri(config.tracking.uri, run_dir),
             "experiment": config.tracking.experiment,
             "parent_run_id": None,
@@ -72,11 +72,14 @@ class RunTree:
 
         return self._try(call)
 
-    def record(self, stage: str, metrics: Mapping[str, float], artifacts: list[Path]) -> None:
-        """Metrics known at the stage's end, and files to keep with it."""
+    def record(
+        self, stage: str, metrics: Mapping[str, float], artifacts: list[Path], tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Metrics and tags known at the stage's end, and files to keep with it."""
         run_id = self.known(stage)
         if run_id is not None:
             self._log(run_id, metrics, artifacts)
+            self._try(lambda runs: runs.tag(run_id, tags or {}))
 
     def replay(self, stage: str, spool: Path) -> None:
         """Send what the stage's run still lacks of its spool."""
@@ -126,7 +129,7 @@ class RunTree:
             return None
 
 
-def _known_runs(file: Path) -> dict[str, Any] | None:
+def known_runs(file: Path) -> dict[str, Any] | None:
     """What mlflow.json says; None when there is none, or none that can be read."""
     try:
         state = read_json(file)
