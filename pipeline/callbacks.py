@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline import collectives
-from pipeline.config.duration import multiples
+from pipeline.config.duration import period_ends
 from pipeline.config.schema import CheckpointConfig
 from pipeline.data.loader import Batch
 from pipeline.engine.engine import StepOutput
@@ -166,14 +166,14 @@ def _reduction(name: str) -> Reduction:
 
 
 class Saving:
-    """A checkpoint whenever `every` has gone by, or so many minutes, and at the end.
+    """A checkpoint whenever `every` has gone by, or so many minutes, at the end, and where one is to be evaluated.
 
     The clock is rank 0's, so that all ranks save together; it and the save in the background are looked at every
     `look_every_steps`.
     """
 
-    def __init__(self, config: CheckpointConfig, look_every_steps: int) -> None:
-        self._every = config.every
+    def __init__(self, config: CheckpointConfig, look_every_steps: int, evaluate_every: str | None = None) -> None:
+        self._periods = [period for period in (config.every, evaluate_every) if period is not None]
         self._every_seconds = 60 * config.every_minutes if config.every_minutes else math.inf
         self._look_every_steps = look_every_steps
         self._last = time.monotonic()
@@ -193,7 +193,5 @@ class Saving:
             self._last = time.monotonic()
 
     def _period_ends(self, trainer: Trainer, step: int) -> bool:
-        if self._every is None:
-            return False
         sizes = (trainer.config.train.global_batch_size, len(trainer.corpus))
-        return multiples(self._every, step, *sizes) > multiples(self._every, step - 1, *sizes)
+        return any(period_ends(period, step, *sizes) for period in self._periods)

@@ -50,7 +50,7 @@ def list_tasks(data: Path | None) -> None:
         numbers = (f"{task.size:,}", str(task.classes or ""), _number(task.chance, ".4f"), _number(task.cost, "g"))
         table.add_row(name, task.kind, task.main_metric or "", ", ".join(task.groups), *numbers)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    averaged = sum(task.in_average for task in tasks.values())
+    averaged = sum(task.in_the_average for task in tasks.values())
     click.echo(f"{len(tasks)} tasks, {averaged} of them in the average")
 
 

@@ -22,15 +22,18 @@ GRACE_SECONDS = 15  # forked children of a killed holder live on for up to 5 s
 PROBE_SECONDS = 0.5  # `is_held` holds a free lock for a moment
 
 
+class InUse(UserError):
+    """Another process holds the lock."""
+
+
 @contextmanager
 def exclusive(path: Path, what: str, patience_seconds: float = 0) -> Iterator[None]:
-    """Hold the lock file `path`, or raise UserError that says who holds it. what: the thing, for the message.
+    """Hold the lock file `path`, or raise InUse that says who holds it. what: the thing, for the message.
 
     patience_seconds: for which a holder that lives is waited for.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with open(path, "a+", encoding="utf-8") as stream:
+    with _opened(path) as stream:
         while not _try_lock(stream):
             stream.seek(0)
             holder = stream.read().strip() or "another process"
@@ -38,7 +41,7 @@ def exclusive(path: Path, what: str, patience_seconds: float = 0) -> Iterator[No
             if time.monotonic() - began < (GRACE_SECONDS if _is_dead(holder) else max(PROBE_SECONDS, patience_seconds)):
                 time.sleep(0.1)
                 continue
-            raise UserError(
+            raise InUse(
                 f"{what} is in use by {holder}: two processes on it would tear each other's files. "
                 "Wait for it, or end it first."
             )
@@ -47,6 +50,12 @@ def exclusive(path: Path, what: str, patience_seconds: float = 0) -> Iterator[No
             stream.write(_name(os.getpid()))
             stream.flush()
         yield
+
+
+def _opened(path: Path) -> IO[str]:
+    with full_disk_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+", encoding="utf-8")
 
 
 def _try_lock(stream: IO[str]) -> bool:
@@ -70,8 +79,7 @@ def _is_dead(holder: str) -> bool:
 @contextmanager
 def taking_turns(path: Path) -> Iterator[None]:
     """Hold the lock file `path`, after whoever holds it now."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as stream:
+    with _opened(path) as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

@@ -59,6 +59,11 @@ class StopRequest:
         return before is not None and before.values()["asked"] > 0
 
     @property
+    def asked(self) -> bool:
+        """Whether this rank has been asked to stop."""
+        return self._signal is not None or self._file.exists()
+
+    @property
     def reason(self) -> str:
         """What was seen on this rank, for the log."""
         if self._signal is not None:

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from pipeline.engine.resume import restore
 from pipeline.engine.resume_evidence import refuse_changed, refuse_non_finite, resume_evidence
 from pipeline.engine.retention import Retention
 from pipeline.errors import UserError
+from pipeline.evaluation.during_training import Evaluations
 from pipeline.health import DecodeFailures, Health, Heartbeat, RankTimes, hosts
 from pipeline.models.two_tower import build_tokenizer, image_size, open_clip_config
 from pipeline.preemption import StopRequest, deaf_children
@@ -65,6 +67,7 @@ class Trainer:
         retention = Retention(keep, keep_every, config.train.global_batch_size, len(self.corpus))
         checkpoints = folder / "checkpoints"
         self.checkpointer = Checkpointer(checkpoints, config.checkpoint, retention, world, self.metrics)
+        self.evaluations = Evaluations(config, folder, self.checkpointer, len(self.corpus), world.rank)
         self.progress = self._restore(checkpoints)
         self.consumed = ConsumedDigest(self.progress.order_digest)
         self.waited_seconds = 0.0  # for data, in this life
@@ -78,19 +81,28 @@ class Trainer:
     def fit(self, tracker: Tracker) -> Literal["finished", "preempted"]:
         """Train to the end, or until asked to stop; either way what was learned is saved."""
         self.tracker = tracker
+        stop = StopRequest(self.folder.parent, self.world, self.config.checkpoint.stop_within_seconds)
         try:
-            status = self._loop()
+            status = self._loop(stop)
             self._next("finishing the checkpoint")
             self.checkpointer.finish()
+            if status == "finished":
+                self.evaluations.finish(tracker, partial(self._may_wait, stop))
         except BaseException:
             self.checkpointer.close()
             raise
+        finally:
+            self.evaluations.close()
         return status
 
-    def _loop(self) -> Literal["finished", "preempted"]:
+    def _may_wait(self, stop: StopRequest) -> bool:
+        self._next("waiting for evaluations")
+        return not stop.asked
+
+    def _loop(self, stop: StopRequest) -> Literal["finished", "preempted"]:
         callbacks = self._callbacks()
         self.health.recall(self.folder / METRICS, self.progress.step)
-        stop = StopRequest(self.folder.parent, self.world, self.config.checkpoint.stop_within_seconds)
+        self.evaluations.recall(self.folder / METRICS, self.progress.step)
         for batch in self._timed(self._batches()):
             for callback in callbacks:
                 self._next(f"in {type(callback).__name__} for the next")
@@ -171,7 +183,8 @@ class Trainer:
             DecodeFailures(config, self.progress.step),
             self.health,
             Logging(config.train.log_every_steps, self.progress.step),
-            Saving(config.checkpoint, config.train.log_every_steps),
+            Saving(config.checkpoint, config.train.log_every_steps, config.evaluate_during.every),
+            self.evaluations,
         ]
 
     def _restore(self, checkpoints: Path) -> Progress:

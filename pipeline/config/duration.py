@@ -22,6 +22,12 @@ def multiples(duration: str, steps: int, global_batch_size: int, samples_per_epo
     return math.floor(steps * global_batch_size / _samples(duration, global_batch_size, samples_per_epoch) + 1e-9)
 
 
+def period_ends(duration: str, step: int, global_batch_size: int, samples_per_epoch: int) -> bool:
+    """Whether a Period comes to its end with this step, the first of a run being 1."""
+    sizes = (global_batch_size, samples_per_epoch)
+    return multiples(duration, step, *sizes) > multiples(duration, step - 1, *sizes)
+
+
 def _samples(duration: str, global_batch_size: int, samples_per_epoch: int) -> float:
     amount, unit = _parts(duration)
     return {"step": global_batch_size, "sample": 1, "epoch": samples_per_epoch}[unit] * amount

@@ -277,6 +277,15 @@ class EvaluateConfig(Section):
     elements: int = Field(1, ge=1)  # processes, or jobs of an array, among which a model's tasks are dealt
 
 
+class EvaluateDuringConfig(EvaluateConfig):
+    """Evaluation while training goes on, of checkpoints that are saved for it, by a process beside rank 0."""
+
+    every: Period | None = None  # as `checkpoint.every`; null: none
+    device: str = "cpu"  # or a GPU that training leaves free: cuda:7
+    limit_minutes: float = Field(120, gt=0)  # of one checkpoint; then it is killed
+    wait_minutes: float = Field(4, ge=0)  # after the last step, for what is due and has no scores yet
+
+
 class TrackingConfig(Section):
     """Where runs are compared. With no uri: MLFLOW_TRACKING_URI, else SQLite in the run directory."""
 
@@ -308,4 +317,5 @@ class RunConfig(Section):
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     health: HealthConfig = HealthConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate_during: EvaluateDuringConfig = EvaluateDuringConfig()
     tracking: TrackingConfig = TrackingConfig()

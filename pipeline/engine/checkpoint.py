@@ -43,6 +43,7 @@ class Checkpointer:
         self._save: Save | None = None  # on its way
         self._newest: str | None = None  # begun, and not known to have failed
         self._problem: str | None = None  # of the last save, where it failed
+        self.held: frozenset[str] = frozenset()  # tags that somebody reads, which stay for now; rank 0's counts
 
     def save(self, engine: TrainEngine, trainer_state: dict[str, Any], last: bool = False) -> None:
         """Begin to save this moment, after the save before it has ended; collective.
@@ -62,7 +63,7 @@ class Checkpointer:
                 self._fail(tag, problem)
                 return
             world = self._world
-            self._save = Save(snapshot, self._folder, tag, world.rank, world.size, self._remove_superseded)
+            self._save = Save(snapshot, self._folder, tag, world.rank, world.size, self.remove_superseded)
             self._newest = tag
             if not background:
                 self._settle()
@@ -137,9 +138,11 @@ class Checkpointer:
                     problem = f"it needs {needed / 1e9:.3f} GB and {free / 1e9:.3f} GB are free"
         return collectives.broadcast_object(problem)
 
-    def _remove_superseded(self) -> None:
+    def remove_superseded(self) -> None:
+        """Remove the tags that retention lets go and nobody holds; for rank 0, while no save is on its way."""
         for tag in self._retention.superseded(complete_tags(self._folder)):
-            remove(self._folder, tag)
+            if tag not in self.held:
+                remove(self._folder, tag)
 
     @contextmanager
     def _blocking(self) -> Iterator[None]:

@@ -94,6 +94,11 @@ def complete_tags(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob(f"step-*/{COMPLETE}"))
 
 
+def is_complete(tag_folder: Path) -> bool:
+    """Whether the tag carries COMPLETE."""
+    return (tag_folder / COMPLETE).is_file()
+
+
 def find_damage(tag_folder: Path) -> str | None:
     """What contradicts the tag's COMPLETE, in words; None when it is whole."""
     try:

@@ -6,16 +6,19 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 from pipeline.errors import UserError
-from pipeline.evaluation.results import Result, error_path, is_current, read_result, task_stamp
+from pipeline.evaluation.merge import merge
+from pipeline.evaluation.results import Result, current_result, error_path, read_result, task_stamp
 from pipeline.evaluation.task_folder import open_task_folder
 from pipeline.evaluation.tasks import Task, load_tasks, select_tasks
 from pipeline.files import atomic_open, read_json, write_json
 
 AGGREGATE_FILE = "aggregate.json"
 DATACOMP_FILE = "eval_results.jsonl"
+_STALE = "stale: task, data or evaluation code changed since"
 _MODEL_KEYS = ("model", "checkpoint_sha256", "model_config_sha256", "precision")
 
 
@@ -29,8 +32,11 @@ def aggregate(
 
     tasks: the ones expected, of `data/tasks.yaml`. Those that are not in the average have to have a result too.
     partial: take the results that can be used, and leave out the others.
-    Unless all tasks of the average are there, the mean is called `partial_mean`, and {of: n, left_out: {task: reason}}
-    say what is not in it. A group has a mean if all of its tasks are there.
+    Unless all tasks of the average are there, the mean is called `partial_mean` (None of no task), and {of: n,
+    left_out: {task: reason}} say what is not in it. A group has a mean if all of its tasks are there. Tasks of the
+    group `own` count in no other mean.
+
+    A task whose parts are all there but were not merged has its result made first.
 
     Raises UserError that names every task whose result is missing, or is of another definition, data or
     evaluation code than today's, or if the results are of several models; neither file is left then.
@@ -41,30 +47,26 @@ def aggregate(
     results: dict[str, Result] = {}
     problems: dict[str, str] = {}
     for name, task in expected.items():
-        result = read_result(out, name)
-        if result is None:
-            problems[name] = _why_missing(out, name)
-        elif not _is_of_today(result, data, name, task):
-            problems[name] = "stale: task, data or evaluation code changed since"
-        else:
-            results[name] = result
+        try:
+            results[name] = _result_of_today(out, data, name, task)
+        except UserError as error:
+            problems[name] = str(error)
     if problems and not partial:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in problems.items())
         raise UserError(
             f"no average: {len(problems)} of {len(expected)} results in {out} cannot be used. "
             f"Run `neuclip evaluate` again.{reasons}"
         )
-    averaged = {name: result for name, result in results.items() if known[name].in_average}
-    if not averaged:
+    scored = {name: result for name, result in results.items() if known[name].in_average}
+    if not scored:
         raise UserError(f"no average: {', '.join(results) or f'no result in {out} that'} count in none")
     summary = {
         **_one_model(results),
-        "tasks": len(averaged),
-        **_mean_by_its_name(averaged, known, problems),
-        "groups": _group_means(averaged, known),
+        **_mean_by_its_name(scored, known, problems),
+        "groups": _group_means(scored, known),
         "scores": {
             name: {key: result[key] for key in ("title", "score", "chance", "main_metric")}
-            for name, result in averaged.items()
+            for name, result in scored.items()
         },
     }
     if set(results) == set(known):
@@ -74,31 +76,38 @@ def aggregate(
 
 
 def withdraw(out: Path) -> None:
-    """Remove what is no longer of the results beside it."""
-    for name in (AGGREGATE_FILE, DATACOMP_FILE):
-        (out / name).unlink(missing_ok=True)
+    """Remove what is no longer of the results beside it. Raises UserError where results cannot be written to `out`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()
+        for name in (AGGREGATE_FILE, DATACOMP_FILE):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"results cannot be written to {out} ({error.strerror}): make that possible") from error
 
 
 def _mean_by_its_name(
-    averaged: Mapping[str, Result], known: Mapping[str, Task], problems: Mapping[str, str]
+    scored: Mapping[str, Result], known: Mapping[str, Task], problems: Mapping[str, str]
 ) -> dict[str, Any]:
-    mean = _mean(averaged.values())
-    missing = [name for name, task in known.items() if task.in_average and name not in averaged]
-    if not missing and not problems:
-        return {"average": mean}
+    averaged = [result for name, result in scored.items() if known[name].in_the_average]
+    counted = {"tasks": len(averaged)}
+    mean = _mean(averaged) if averaged else None
+    missing = [name for name, task in known.items() if task.in_the_average and name not in scored]
+    if mean is not None and not missing and not problems:
+        return {**counted, "average": mean}
     left_out = {name: problems.get(name, "not chosen") for name in known if name in {*missing, *problems}}
-    return {"partial_mean": mean, "of": len(averaged) + len(missing), "left_out": left_out}
+    return {**counted, "partial_mean": mean, "of": len(averaged) + len(missing), "left_out": left_out}
 
 
-def _group_means(averaged: Mapping[str, Result], known: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
+def _group_means(scored: Mapping[str, Result], known: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
     members: dict[str, list[str]] = {}
     for name, task in known.items():
         for group in task.groups if task.in_average else ():
             members.setdefault(group, []).append(name)
     return {
-        group: {"tasks": len(names), "mean": _mean(averaged[name] for name in names)}
+        group: {"tasks": len(names), "mean": _mean(scored[name] for name in names)}
         for group, names in members.items()
-        if averaged.keys() >= set(names)
+        if scored.keys() >= set(names)
     }
 
 
@@ -119,11 +128,20 @@ def _why_missing(out: Path, task: str) -> str:
     return f"failed: {read_json(path)['error']}" if path.is_file() else "missing"
 
 
-def _is_of_today(result: Result, data: Path, name: str, task: Task) -> bool:
+def _result_of_today(out: Path, data: Path, name: str, task: Task) -> Result:
+    """Raises UserError that says why there is none."""
+    result = read_result(out, name)
     try:
-        return is_current(result, task_stamp(task, open_task_folder(data, name, task)))
-    except UserError:  # the data is gone
-        return False
+        folder = open_task_folder(data, name, task)
+    except UserError as error:
+        raise UserError(_why_missing(out, name) if result is None else f"stale: {error}") from error
+    try:
+        current = current_result(out, name, task_stamp(task, folder)) or merge(out, name, task, folder)
+    except UserError as error:
+        raise UserError(f"failed: {error}") from error
+    if current is not None:
+        return current
+    raise UserError(_why_missing(out, name) if result is None else _STALE)
 
 
 def _one_model(results: dict[str, Result]) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """`neuclip eval-data download`: a task's files from the Hugging Face hub.
 
 `DATA/download.json` records the commit of every repository, and size and sha256 of every file that came. The commit
-that was found first stays the task's, even if its branch moves on; a file that is there as recorded is not fetched
-again; one that was cut off is continued.
+that was found first stays the task's, even if its branch moves on, and another one is refused; a file that is there as
+recorded is not fetched again; one that was cut off is continued.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ PATTERNS = {
     "webdataset": ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "test/*"),
     "parquet": ("*test/*.parquet",),
 }
+_COMMIT = re.compile("[0-9a-f]{40}")
 _ADVICE = "Mend `repository` and `revision` of the task in tasks.yaml."
 Report = Callable[[str, int, int], None]  # task, bytes here, bytes in all
 
@@ -117,6 +119,11 @@ def _wanted(data: Path, name: str, task: Task, record: dict[str, Any]) -> Wanted
     if task.repository is None:
         raise UserError(f"{name} names no repository to be downloaded from: put its folder into {data} yourself")
     revision = record["commits"].get(task.repository, task.revision)
+    if _COMMIT.fullmatch(task.revision) and revision != task.revision:
+        raise UserError(
+            f"{data} has {task.repository} at commit {revision[:12]}, and tasks.yaml wants {task.revision[:12]}: "
+            "scores of both could not be compared. Download to another folder, or write the former into tasks.yaml"
+        )
     folder = task_path(data, name, task)
     files = list_files(task.repository, revision, PATTERNS[task.format], _ADVICE)
     return Wanted(folder, files, [file for file in files if not _is_there(data, folder / file.path, record)])

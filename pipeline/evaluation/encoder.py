@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.evaluation.classifier_cache import ClassifierCache
 from pipeline.models.two_tower import Exported
 
 Tower = Callable[[Tensor], Tensor]
@@ -18,15 +20,25 @@ PROMPTS_PER_PASS = 256
 
 
 class Encoder:
-    """One loaded model; keeps the text classifiers it made, so that tasks share them."""
+    """One loaded model; keeps the text classifiers it made, so that tasks share them.
 
-    def __init__(self, exported: Exported, device: torch.device, precision: Precision = "fp32") -> None:
+    cache: where it also keeps them for other processes.
+    """
+
+    def __init__(
+        self,
+        exported: Exported,
+        device: torch.device,
+        precision: Precision = "fp32",
+        cache: ClassifierCache | None = None,
+    ) -> None:
         self.preprocess = exported.preprocess
         self.device = device
         self._encode_image = cast(Tower, exported.model.encode_image)
         self._encode_text = cast(Tower, exported.model.encode_text)
         self._tokenizer = exported.tokenizer
         self._precision = precision
+        self._cache = cache
         self._classifiers: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
 
     def encode_images(self, images: Tensor, samples: Sequence[str]) -> Tensor:
@@ -44,15 +56,21 @@ class Encoder:
         """
         key = (tuple(classnames), tuple(templates))
         if key not in self._classifiers:
-            classes_per_pass = max(1, PROMPTS_PER_PASS // len(templates))
-            rows = []
-            for start in range(0, len(classnames), classes_per_pass):
-                part = classnames[start : start + classes_per_pass]
-                prompts = [template.format(c=name) for name in part for template in templates]
-                features = self.encode_texts(prompts).view(len(part), len(templates), -1)
-                rows.append(F.normalize(features.mean(dim=1), dim=-1))
-            self._classifiers[key] = torch.cat(rows).T
+            make = partial(self._class_vectors, classnames, templates)
+            vectors = make() if self._cache is None else self._cache.get(classnames, templates, make)
+            self._classifiers[key] = vectors.to(self.device).T
         return self._classifiers[key]
+
+    def _class_vectors(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """The rows of the classifier, (C, D)."""
+        classes_per_pass = max(1, PROMPTS_PER_PASS // len(templates))
+        rows = []
+        for start in range(0, len(classnames), classes_per_pass):
+            part = classnames[start : start + classes_per_pass]
+            prompts = [template.format(c=name) for name in part for template in templates]
+            features = self.encode_texts(prompts).view(len(part), len(templates), -1)
+            rows.append(F.normalize(features.mean(dim=1), dim=-1))
+        return torch.cat(rows)
 
     @torch.inference_mode()
     def _encode(self, tower: Tower, batch: Tensor, what: str, names: Sequence[str]) -> Tensor:

@@ -6,13 +6,15 @@ in the metadata; there is no main metric (tables 3 to 6 of DataComp's fairness s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.evaluation.metadata import Metadata, ParseMetadata, gather, share_by_group
+from pipeline.evaluation.metadata import Metadata, ParseMetadata, metadata_rows, share_by_group
 from pipeline.evaluation.task_folder import CLASSNAMES_FILE, TEMPLATES_FILE, TaskFolder
-from pipeline.evaluation.task_run import Metrics, TaskRun
+from pipeline.evaluation.task_run import Metrics, Rows, TaskRun
 from pipeline.evaluation.tasks import Task
 
 QUESTIONS = ("race", "gender", "age", "toxic")
@@ -22,14 +24,16 @@ NONHUMAN = range(14, 18)  # classes of the question toxic: 14 kinds of people, t
 FIRST_CRIME = 18  # and from here on those that speak of crime
 
 
-def evaluate(run: TaskRun) -> Metrics:
-    """Accuracy of race, gender and age by race_binary, of gender by race and gender, toxicity by race."""
+def rows(run: TaskRun) -> Iterator[Rows]:
+    """answers (N, 4) int64, the best class for every question, and the metadata."""
     classifiers = [run.encoder.classifier(*texts) for texts in questions(run.folder).values()]
-    answers, rows = [], []
-    for features, batch_rows in run.encoded_batches(parser(run.task)):
-        answers.append(answer(features, classifiers).cpu())
-        rows.extend(batch_rows)
-    return tables(torch.cat(answers), gather(COLUMNS, rows, run.folder.path))
+    for features, metadata in run.encoded_batches(parser(run.task)):
+        yield {"answers": answer(features, classifiers).cpu(), **metadata_rows(metadata)}
+
+
+def metrics(task: Task, rows: Rows) -> Metrics:
+    """Accuracy of race, gender and age by race_binary, of gender by race and gender, toxicity by race."""
+    return tables(rows["answers"], Metadata.of(COLUMNS, rows))
 
 
 def parser(task: Task) -> ParseMetadata:
@@ -73,7 +77,7 @@ def answer(features: Tensor, classifiers: list[Tensor]) -> Tensor:
 
 
 def tables(answers: Tensor, metadata: Metadata) -> Metrics:
-    """The metrics of `evaluate`. answers: (N, Q) int64, in the order of QUESTIONS."""
+    """`metrics`. answers: (N, Q) int64, in the order of QUESTIONS."""
     race, gender, age, toxic = answers.unbind(dim=1)
     right_gender = gender == metadata.column("gender")
     return {

@@ -7,22 +7,29 @@ where none of those few is right. `acc_worst_region` is that number; `acc_worst_
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from pipeline.evaluation import classification
 from pipeline.evaluation.classification import ParseLabelAndMetadata
 from pipeline.evaluation.metadata import Metadata, ParseMetadata, share_by_group
-from pipeline.evaluation.task_run import Metrics, TaskRun
+from pipeline.evaluation.task_run import Metrics, Rows, TaskRun
 from pipeline.evaluation.tasks import Task
 
 COLUMNS = ("region", "year", "y")
 OTHER = 5  # after Asia, Europe, Africa, Americas, Oceania
 
 
-def evaluate(run: TaskRun) -> Metrics:
+def rows(run: TaskRun) -> Iterator[Rows]:
+    """Classification's rows, and the metadata."""
+    return classification.rows_with_metadata(run, parser(run.task))
+
+
+def metrics(task: Task, rows: Rows) -> Metrics:
     """Classification's metrics; accuracy, its least, and counts by year and by region."""
-    predictions, labels, metadata = classification.predict_with_metadata(run, parser(run.task))
-    return {**classification.metrics(predictions, labels), **by_year_and_region(predictions.best == labels, metadata)}
+    hits = rows["best"] == rows["label"]
+    return {**classification.metrics(task, rows), **by_year_and_region(hits, Metadata.of(COLUMNS, rows))}
 
 
 def parser(task: Task) -> ParseLabelAndMetadata:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from pipeline.evaluation import classification
 from pipeline.evaluation.classification import ParseLabelAndMetadata
 from pipeline.evaluation.metadata import ParseMetadata
-from pipeline.evaluation.task_run import Metrics, TaskRun
+from pipeline.evaluation.task_run import Metrics, Rows, TaskRun
 from pipeline.evaluation.tasks import Task
 
 COLUMNS = ("location", "sequence", "year", "month", "day", "hour", "minute", "second", "y")
 
 
-def evaluate(run: TaskRun) -> Metrics:
+def rows(run: TaskRun) -> Iterator[Rows]:
+    """Classification's rows, and the metadata."""
+    return classification.rows_with_metadata(run, parser(run.task))
+
+
+def metrics(task: Task, rows: Rows) -> Metrics:
     """Classification's metrics, `acc_avg`, `recall-macro_all` and `F1-macro_all`."""
-    predictions, labels, _ = classification.predict_with_metadata(run, parser(run.task))
+    best, label = rows["best"], rows["label"]
     return {
-        **classification.metrics(predictions, labels),
-        "acc_avg": (predictions.best == labels).double().mean().item(),
-        "recall-macro_all": classification.mean_per_class_recall(predictions.best, labels),
-        "F1-macro_all": macro_f1(predictions.best, labels),
+        **classification.metrics(task, rows),
+        "acc_avg": (best == label).double().mean().item(),
+        "recall-macro_all": classification.mean_per_class_recall(best, label),
+        "F1-macro_all": macro_f1(best, label),
     }
 
 
@@ -31,7 +38,7 @@ def parser(task: Task) -> ParseLabelAndMetadata:
 
 
 def macro_f1(predicted: Tensor, labels: Tensor) -> float:
-    """F1 averaged over the classes that occur in `labels`. Both (N,) int64."""
+    """F1 averaged over the classes that occur in `labels`. Both (N,) whole numbers."""
     classes = int(torch.maximum(predicted.max(), labels.max())) + 1
     actual, claimed = labels.bincount(minlength=classes), predicted.bincount(minlength=classes)
     hits = labels[predicted == labels].bincount(minlength=classes)

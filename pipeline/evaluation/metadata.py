@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.evaluation.samples import Sample, member
-from pipeline.evaluation.task_run import Metrics
+from pipeline.evaluation.task_run import Metrics, Rows
 
 MOST_GROUPS = 10_000  # a nonsensical number would fill the memory with empty groups
 
@@ -29,6 +29,11 @@ class Metadata:
 
     names: tuple[str, ...]
     values: Tensor
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], rows: Rows) -> Metadata:
+        """What `metadata_rows` made rows of."""
+        return cls(names, rows["metadata"])
 
     def column(self, name: str) -> Tensor:
         """(N,) int64."""
@@ -70,13 +75,25 @@ class ParseMetadata:
         return Row(len(vector), values)
 
 
-def gather(names: tuple[str, ...], rows: Sequence[Row], where: object) -> Metadata:
-    """The metadata of all samples. Raises UserError that says `where` if some have another width than the first."""
-    width = rows[0].width
-    odd = next((number for number, row in enumerate(rows) if row.width != width), None)
-    if odd is not None:
-        raise UserError(f"{where}: the metadata of sample {odd} (from 0) has {rows[odd].width} columns, not {width}")
-    return Metadata(names, torch.tensor([row.values for row in rows]))
+def metadata_rows(rows: Sequence[Row]) -> Rows:
+    """metadata (B, W) int64 and metadata_width (B,) int64."""
+    return {
+        "metadata": torch.tensor([row.values for row in rows]),
+        "metadata_width": torch.tensor([row.width for row in rows]),
+    }
+
+
+def check_widths(rows: Rows, where: object) -> None:
+    """Raises UserError that says `where` if the metadata of some sample has another width than the first's."""
+    if "metadata_width" not in rows:
+        return
+    widths = rows["metadata_width"]
+    odd = (widths != widths[0]).nonzero()
+    if len(odd):
+        sample = int(odd[0])
+        raise UserError(
+            f"{where}: the metadata of sample {sample} (from 0) has {widths[sample]} columns, not {widths[0]}"
+        )
 
 
 def share_by_group(

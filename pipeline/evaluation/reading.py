@@ -7,19 +7,15 @@ the last bit of every score, do not depend on W.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from torchvision.transforms import Compose, Normalize, ToTensor
 
 from pipeline.errors import UserError
+from pipeline.evaluation.preprocessing import Preprocess, in_two_parts
 from pipeline.evaluation.samples import Sample, images, read_samples, sample_name
 
 Parse = Callable[[Sample], Any]  # what the task needs of a sample besides its images
@@ -44,7 +40,7 @@ class _Failure(NamedTuple):
 
 def read_batches(
     shards: Sequence[Path],
-    preprocess: Callable[[Image.Image], Tensor],
+    preprocess: Preprocess,
     parse: Parse,
     batch_size: int,
     workers: int,
@@ -65,9 +61,9 @@ def read_batches(
 
 
 class _Batches(IterableDataset):
-    def __init__(self, shards: Sequence[Path], preprocess: Callable, parse: Parse, batch_size: int) -> None:
+    def __init__(self, shards: Sequence[Path], preprocess: Preprocess, parse: Parse, batch_size: int) -> None:
         self.shards, self.parse, self.batch_size = shards, parse, batch_size
-        self.each, self.together = _in_batches(preprocess)
+        self.each, self.together = in_two_parts(preprocess)
 
     def __iter__(self) -> Iterator[Batch | _Failure]:
         worker = get_worker_info()
@@ -92,29 +88,6 @@ class _Batches(IterableDataset):
             names += [name] * len(found)
             pixels += found
         return Batch(names, self.together(pixels), targets)
-
-
-def _in_batches(preprocess: Callable) -> tuple[Callable, Callable]:
-    """What to do with each image, and then with the images of a batch together: the same numbers as `preprocess`.
-
-    Conversion to fp32 and normalisation, the last steps of open_clip's, cost less for a batch at once.
-    """
-    steps = getattr(preprocess, "transforms", [])
-    if len(steps) >= 2 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize):
-        return Compose([*steps[:-2], _rgb]), partial(_normalised, normalise=steps[-1])
-    return preprocess, torch.stack
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode != "RGB":
-        raise ValueError(f"an image of mode {image.mode} after preprocessing, not RGB")
-    return np.asarray(image)
-
-
-def _normalised(pixels: list[np.ndarray], normalise: Normalize) -> Tensor:
-    """I arrays (H, W, 3) uint8 -> (I, 3, H, W) fp32."""
-    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-    return normalise(images.float().div(255))
 
 
 def _as_is(batch: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +19,25 @@ from pipeline.errors import UserError
 from pipeline.evaluation.encoder import Precision
 from pipeline.evaluation.task_folder import TaskFolder
 from pipeline.evaluation.tasks import Task, file_name
-from pipeline.files import fingerprint, read_json, sha256_file
+from pipeline.files import fingerprint, read_json, sha256_file, write_json
+from pipeline.models.model_card import PROVENANCE_FILE
 from pipeline.models.two_tower import CONFIG_FILE, WEIGHTS_FILE
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "webdataset", "pillow", "numpy")
-_DECIDE_NO_SCORE = {"__init__", "aggregate", "check", "download", "results"}  # a new file counts until it is named here
+# A new file counts until it is named here.
+_DECIDE_NO_SCORE = {
+    *(
+        "__init__",
+        "aggregate",
+        "check",
+        "compare",
+        "download",
+        "during_training",
+        "of_checkpoint",
+        "results",
+        "workers",
+    ),
+}
 Stamp = dict[str, str]
 Result = dict[str, Any]
 
@@ -37,8 +52,19 @@ def error_path(out: Path, task: str) -> Path:
     return out / f"{file_name(task)}.error.json"
 
 
+def write_error(out: Path, task: str, reason: str, trace: str | None) -> None:
+    """Say why a task has no scores, if that can be written at all: the reason is told in other ways too."""
+    with suppress(OSError, UserError):
+        result_path(out, task).unlink(missing_ok=True)
+        details = {} if trace is None else {"traceback": trace}
+        write_json(error_path(out, task), {"task": task, "error": reason, **details})
+
+
 def model_stamp(model_folder: Path, precision: Precision) -> Stamp:
-    """What identifies the model's side of a score. Raises UserError when the folder is no exported model."""
+    """What identifies the model's side of a score.
+
+    Raises UserError when the folder is no exported model, or its weights are not those that were exported.
+    """
     try:
         checkpoint = sha256_file(model_folder / WEIGHTS_FILE)
         config = sha256_file(model_folder / CONFIG_FILE)
@@ -47,6 +73,14 @@ def model_stamp(model_folder: Path, precision: Precision) -> Stamp:
             f"{model_folder} is not an exported model: cannot read {Path(error.filename).name} "
             f"({error.strerror}). Make one with `neuclip export`."
         ) from error
+    provenance = model_folder / PROVENANCE_FILE
+    exported = read_json(provenance).get("weights_sha256", checkpoint) if provenance.is_file() else checkpoint
+    if exported != checkpoint:
+        raise UserError(
+            f"{model_folder / WEIGHTS_FILE} is not what was exported: its sha256 begins with {checkpoint[:12]}, "
+            f"{PROVENANCE_FILE} says {exported[:12]}. Export it again, or, if you changed the weights yourself, remove "
+            f"{PROVENANCE_FILE}, which tells where they come from."
+        )
     return {"checkpoint_sha256": checkpoint, "model_config_sha256": config, "precision": precision}
 
 
@@ -68,9 +102,11 @@ def read_result(out: Path, task: str) -> Result | None:
     return result if isinstance(result, dict) else None
 
 
-def is_current(result: Result | None, stamp: Stamp) -> bool:
-    """Whether a result carries exactly this stamp."""
-    return result is not None and all(result.get(key) == value for key, value in stamp.items())
+def current_result(out: Path, task: str, stamp: Stamp) -> Result | None:
+    """The task's result if it carries exactly this stamp."""
+    result = read_result(out, task)
+    current = result is not None and all(result.get(key) == value for key, value in stamp.items())
+    return result if current else None
 
 
 @cache

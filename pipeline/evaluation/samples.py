@@ -13,9 +13,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from PIL import Image
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from pipeline.errors import UserError
+from pipeline.evaluation.tar_members import tar_members
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 ROWS_AT_ONCE = 16
@@ -53,7 +54,9 @@ def images(sample: Sample) -> list[Image.Image]:
     opened = [open_image(content) for content in encoded_images(sample)]
     for image in opened:
         image.load()
-    return [image.convert("RGB") for image in opened] if _extension(sample) else opened
+    if _extension(sample):
+        return [image if image.mode == "RGB" else image.convert("RGB") for image in opened]
+    return opened
 
 
 def encoded_images(sample: Sample) -> list[bytes]:
@@ -77,8 +80,9 @@ def _extension(sample: Sample) -> str | None:
 
 
 def _tar_members(shard: Path) -> Iterator[Sample]:
+    url = str(shard)
     with open(shard, "rb") as stream:
-        yield from group_by_keys(tar_file_expander([{"url": str(shard), "stream": stream}]))
+        yield from group_by_keys({"fname": name, "data": data, "__url__": url} for name, data in tar_members(stream))
 
 
 def _parquet_rows(shard: Path) -> Iterator[Sample]:

@@ -1,9 +1,14 @@
-"""One exported model on many tasks: loaded once, each task fails alone, a rerun does what is missing."""
+"""One exported model on many tasks: loaded once, each task fails alone, a rerun does what is missing.
+
+The work is dealt out in parts (`parts`); what a part came to is a record (`records`), and a result is made of the
+records of all parts of its task (`merge`), by whoever has done the last one. Workers share files and nothing else.
+"""
 
 from __future__ import annotations
 
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,27 +18,27 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.evaluation.aggregate import withdraw
-from pipeline.evaluation.encoder import Encoder, Precision
-from pipeline.evaluation.kinds import KINDS
+from pipeline.evaluation.encoder import Precision
+from pipeline.evaluation.measure import Bench, Job, Meter, Progress
+from pipeline.evaluation.merge import merge
+from pipeline.evaluation.parts import Part, by_task, cut_all, share
+from pipeline.evaluation.records import part_path, read_part
 from pipeline.evaluation.results import (
     Result,
     Stamp,
-    error_path,
-    is_current,
-    library_versions,
+    current_result,
     model_stamp,
-    read_result,
     result_path,
     task_stamp,
+    write_error,
 )
-from pipeline.evaluation.task_folder import TaskFolder, open_task_folder
-from pipeline.evaluation.task_run import Progress, TaskRun
+from pipeline.evaluation.task_folder import open_task_folder
 from pipeline.evaluation.tasks import load_tasks, select_tasks
-from pipeline.files import write_json
-from pipeline.models.two_tower import load_exported
+from pipeline.evaluation.workers import worker_path, write_worker
+from pipeline.locks import InUse
 
 
-def _silent(task: str, done: int, total: int) -> None:
+def _silent(what: str, done: int, total: int, share: float) -> None:
     """Progress that nobody watches."""
 
 
@@ -43,6 +48,8 @@ def evaluate(
     out: Path,
     tasks: Sequence[str] | Literal["all"] = "all",
     *,
+    rank: int = 0,
+    world_size: int = 1,
     batch_size: int = 128,
     workers: int = 1,
     device: torch.device | str | None = None,
@@ -50,82 +57,105 @@ def evaluate(
     force: bool = False,
     progress: Progress = _silent,
 ) -> list[Result]:
-    """Write `out/<task>.json` for every chosen task of `data/tasks.yaml` and return them in the chosen order.
+    """Do the share of worker `rank` of `world_size` in the chosen tasks of `data/tasks.yaml`.
+
+    Results are `out/<task>.json`. Returns those of this worker's tasks that are there then, in the chosen order: of a
+    task whose other parts are still to be done there is none yet. `out/workers/<rank>-of-<world_size>.json` says that
+    the share is done.
 
     model_folder: what `neuclip export` wrote. workers: loader processes. device: by default CUDA where there
-    is one. precision: bf16 runs the towers under autocast. force: also repeat what is current.
-    progress: called with (task, images done, images in all), once for a task whose result is current.
+    is one. precision: bf16 runs the towers under autocast. force: repeat what is current too.
+    progress: called with (task or part, samples done, samples in all, share of the missing work that is done, by cost)
+    at the beginning, after every batch and at the end; once for a task whose result is current.
 
-    A task that fails leaves `out/<task>.error.json` instead of a result, and the others go on.
+    A task that fails leaves `out/<task>.error.json` instead of a result, and the others go on. A part that another
+    process is at is left to it, and tried again when everything else is done.
     Raises UserError at once for a wrong choice, tasks.yaml or model, and at the end, with their names, if
     tasks failed.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    started = time.perf_counter()
     chosen = select_tasks(load_tasks(data), tasks)
     model = model_stamp(model_folder, precision)
+    mine = by_task(share(cut_all(data, chosen), rank, world_size))
+    stamps: dict[str, Stamp] = {}
     results: dict[str, Result] = {}
     failures: dict[str, str] = {}
-    pending: dict[str, tuple[TaskFolder, Stamp]] = {}
-    for name, task in chosen.items():
+    jobs: list[Job] = []
+    for name, parts in mine.items():
         with _failing_alone(out, name, failures):
-            folder = open_task_folder(data, name, task)
-            stamp = {**model, **task_stamp(task, folder)}
-            result = read_result(out, name)
-            if result is not None and is_current(result, stamp) and not force:
+            task, folder = chosen[name], open_task_folder(data, name, chosen[name])
+            stamps[name] = {**model, **task_stamp(task, folder)}
+            if force:
+                result_path(out, name).unlink(missing_ok=True)
+                for part in parts:
+                    part_path(out, part).unlink(missing_ok=True)
+            result = current_result(out, name, stamps[name])
+            if result is not None:
                 results[name] = result
-                progress(name, task.size, task.size)
+                progress(name, task.size, task.size, 0.0)
             else:
-                pending[name] = (folder, stamp)
-    if pending or failures:
+                missing = [part for part in parts if not _is_done(out, part, stamps[name])]
+                jobs.append(Job(name, task, folder, stamps[name], missing))
+    if jobs or failures:
         withdraw(out)
-    if pending:
-        exported = load_exported(model_folder, device)
-        encoder = Encoder(exported, device, precision)
-        for name, (folder, stamp) in pending.items():
-            with _failing_alone(out, name, failures):
-                run = TaskRun(name, chosen[name], folder, encoder, batch_size, workers, progress)
-                results[name] = {
-                    **_measure(run),
-                    "model": exported.name,
-                    **stamp,
-                    "libraries": library_versions(),
-                }
-                write_json(result_path(out, name), results[name])
-                error_path(out, name).unlink(missing_ok=True)
+        worker_path(out, rank, world_size).unlink(missing_ok=True)
+    bench = Bench(model_folder, model, out, _device(device), precision, batch_size, workers, fresh=force)
+    if any(job.missing for job in jobs):
+        bench.load()
+    results |= _work(out, jobs, bench, Meter(jobs, progress), failures)
     if failures:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
         raise UserError(
-            f"{len(failures)} of {len(chosen)} tasks failed, the results of the others are in {out}:{reasons}"
+            f"{len(failures)} of {len(mine)} tasks failed, the results of the others are in {out}:{reasons}"
         )
-    return [results[name] for name in chosen]
+    write_worker(out, rank, world_size, mine, stamps, time.perf_counter() - started)
+    return [results[name] for name in chosen if name in results]
 
 
-def _measure(run: TaskRun) -> Result:
-    task = run.task
-    start = time.perf_counter()
-    metrics = KINDS[task.kind].evaluate(run)
-    return {
-        "task": run.name,
-        "title": task.title,
-        "kind": task.kind,
-        "main_metric": task.main_metric,
-        "score": None if task.main_metric is None else metrics[task.main_metric],
-        "chance": task.chance,
-        "metrics": metrics,
-        "n": task.size,
-        "seconds": round(time.perf_counter() - start, 3),
-    }
+def _device(named: torch.device | str | None) -> torch.device:
+    try:
+        return torch.device(named or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"device: {error}") from error
+
+
+def _work(out: Path, jobs: Sequence[Job], bench: Bench, meter: Meter, failures: dict[str, str]) -> dict[str, Result]:
+    """Do all jobs; returns the results that are there then. What another process is at comes again, last."""
+    results: dict[str, Result] = {}
+    queue = deque(jobs)
+    postponed: set[str] = set()
+    while queue:
+        job = queue.popleft()
+        try:
+            with _failing_alone(out, job.name, failures):
+                for part in job.missing:
+                    meter.end(part, bench.measure(part, job, meter.begin(part)))
+                result = merge(out, job.name, job.task, job.folder, job.stamp)
+                if result is not None:
+                    results[job.name] = result
+        except InUse as error:
+            if job.name in postponed:
+                failures[job.name] = str(error)
+            else:
+                postponed.add(job.name)
+                queue.append(job)
+    return results
+
+
+def _is_done(out: Path, part: Part, stamp: Stamp) -> bool:
+    record = read_part(out, part)
+    return record is not None and record.is_current(stamp)
 
 
 @contextmanager
 def _failing_alone(out: Path, task: str, failures: dict[str, str]) -> Iterator[None]:
-    """What goes wrong inside becomes an entry of `failures`, and an error file in place of the result."""
+    """What goes wrong inside, but for InUse, becomes an entry of `failures`, and an error file in place of a result."""
     try:
         yield
+    except InUse:
+        raise
     except Exception as error:
         expected = isinstance(error, UserError)
         reason = str(error) if expected else f"{type(error).__name__}: {error}"
         failures[task] = reason
-        result_path(out, task).unlink(missing_ok=True)
-        trace = {} if expected else {"traceback": traceback.format_exc()}
-        write_json(error_path(out, task), {"task": task, "error": reason, **trace})
+        write_error(out, task, reason, None if expected else traceback.format_exc())

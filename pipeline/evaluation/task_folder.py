@@ -25,10 +25,14 @@ EDGE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class TaskFolder:
-    """An opened task folder: all of its shards exist. shards: in the order of their numbers."""
+    """An opened task folder: all of its shards exist.
+
+    shards: in the order of their numbers. opened: size and time of change that its files had then.
+    """
 
     path: Path
     shards: tuple[Path, ...]
+    opened: dict[Path, tuple[int, int]]
 
     def classnames(self, expected: int | None) -> list[str]:
         """The C class names. Raises UserError unless there are `expected` of them."""
@@ -60,7 +64,7 @@ class TaskFolder:
         Cheap for terabytes, exact for shards up to 2 MiB; it misses a change in the middle of a larger shard
         that keeps its length.
         """
-        texts = sorted(self.path.glob("*.txt")) + sorted((self.path / "test").glob("*.txt"))
+        texts = _texts(self.path)
         return fingerprint(
             {
                 "texts": [[str(path.relative_to(self.path)), sha256_file(path)] for path in texts],
@@ -69,6 +73,12 @@ class TaskFolder:
                 ],
             }
         )
+
+    def refuse_changed(self) -> None:
+        """Raises UserError that names a file which is not as it was when the folder was opened."""
+        for path, before in self.opened.items():
+            if not path.is_file() or _state(path) != before:
+                raise UserError(f"{path} changed while it was read: run the same command again")
 
     def _lines(self, name: str) -> list[str]:
         path = self.path / name
@@ -88,12 +98,24 @@ def open_task_folder(data: Path, name: str, task: Task) -> TaskFolder:
     path = task_path(data, name, task)
     if not path.is_dir():
         raise UserError(f"no folder {path}")
-    if task.format == "webdataset":
-        return TaskFolder(path, _tars(path / "test"))
-    found = sorted(file for file in path.rglob("*.parquet") if not file.relative_to(path).parts[0].startswith("."))
+    shards = _tars(path / "test") if task.format == "webdataset" else _parquet_files(path)
+    return TaskFolder(path, shards, {file: _state(file) for file in (*_texts(path), *shards)})
+
+
+def _parquet_files(folder: Path) -> tuple[Path, ...]:
+    found = sorted(file for file in folder.rglob("*.parquet") if not file.relative_to(folder).parts[0].startswith("."))
     if not found:
-        raise UserError(f"no *.parquet in {path}")
-    return TaskFolder(path, tuple(found))
+        raise UserError(f"no *.parquet in {folder}")
+    return tuple(found)
+
+
+def _texts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.txt")) + sorted((folder / "test").glob("*.txt"))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _tars(folder: Path) -> tuple[Path, ...]:

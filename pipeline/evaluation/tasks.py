@@ -9,8 +9,8 @@
       chance: 0.0625
 
 A folder without that file holds DataComp's tasks. One that begins with `extends: datacomp` adds to them, or changes
-what it says of them. A task's files lie in `DATA/wds_<task>_test`, with `/` in the name written as `-`, unless it
-names another `folder`.
+what it says of them; what it adds is averaged by itself, as the group `own`, and DataComp's average stays what it is. A
+task's files lie in `DATA/wds_<task>_test`, with `/` in the name written as `-`, unless it names another `folder`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from pipeline.errors import UserError
 TASKS_FILE = "tasks.yaml"
 DATACOMP = "datacomp"
 RESERVED = "aggregate"  # results/aggregate.json is the average of all tasks
+OWN = "own"  # the group of tasks beside DataComp's
+COST_PER_IMAGE = 136 / 50_000  # ImageNet's
 _NAME = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
 
@@ -123,6 +125,16 @@ class Task(Section):
         return self
 
     @property
+    def expected_cost(self) -> float:
+        """How long it takes relative to other tasks; where it does not say, as if its images were ImageNet's."""
+        return self.size * COST_PER_IMAGE if self.cost is None else self.cost
+
+    @property
+    def in_the_average(self) -> bool:
+        """Whether it counts in `average`; one of the group `own` counts in that group's mean alone."""
+        return self.in_average and OWN not in self.groups
+
+    @property
     def class_count(self) -> int:
         """C of a task that has classes."""
         if self.classes is None:
@@ -184,10 +196,30 @@ def _extended(path: Path, entries: dict[str, Any]) -> dict[str, Any]:
         return entries
     if base != DATACOMP:
         raise UserError(f"{path}: extends: only {DATACOMP} can be extended, not {base!r}")
-    merged: dict[str, Any] = read_yaml(Path(__file__).with_name(TASKS_FILE))
-    for name, entry in entries.items():
-        merged[name] = {**merged.get(name, {}), **entry} if isinstance(entry, dict) else entry
-    return merged
+    theirs: dict[str, Any] = read_yaml(Path(__file__).with_name(TASKS_FILE))
+    changed = {name: _changed(theirs[name], entries.pop(name)) for name in theirs if name in entries}
+    reserved = {group for entry in theirs.values() for group in entry.get("groups", [])}
+    added = {name: _in_group_own(f"{path}: {name}", entry, reserved) for name, entry in entries.items()}
+    return {**theirs, **changed, **added}
+
+
+def _changed(theirs: dict[str, Any], entry: Any) -> Any:
+    """With another size a task costs in proportion, unless it says what."""
+    if not isinstance(entry, dict):
+        return entry
+    size = entry.get("size")
+    scaled = {"cost": theirs["cost"] * size / theirs["size"]} if isinstance(size, int) and size > 0 else {}
+    return {**theirs, **scaled, **entry}
+
+
+def _in_group_own(where: str, entry: Any, reserved: set[str]) -> Any:
+    groups = entry.get("groups", []) if isinstance(entry, dict) else None
+    if not isinstance(groups, list):
+        return entry  # refused later, with the reason
+    taken = reserved.intersection(map(str, groups))
+    if taken:
+        raise UserError(f"{where}: the group {', '.join(sorted(taken))} is DataComp's: give it another name")
+    return {**entry, "groups": [*groups, *({OWN}.difference(groups))]}
 
 
 def _parsed(path: Path, entries: dict[str, Any]) -> dict[str, Task]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pipeline.evaluation.reading import Parse
 from pipeline.evaluation.samples import Sample, member
-from pipeline.evaluation.task_run import Metrics, TaskRun
+from pipeline.evaluation.task_run import Metrics, Rows, TaskRun
 from pipeline.evaluation.tasks import Task
 
 MOST_CANDIDATES = 12
@@ -22,17 +24,16 @@ class Instance(NamedTuple):
     associated: np.ndarray
 
 
-def evaluate(run: TaskRun) -> Metrics:
-    """The mean Jaccard index, of all instances and by the number of candidates: 5, 6, 10, 12, 5-6 and 10-12."""
-    scores: list[float] = []
-    candidates: list[int] = []
+def rows(run: TaskRun) -> Iterator[Rows]:
+    """jaccard (N,) float64 and candidates (N,) int64, of the instances."""
     for features, instances in run.encoded_batches(parser(run.task), MOST_CANDIDATES):
         cues = run.encoder.encode_texts([prompt(instance.cue) for instance in instances])
         sizes = [len(instance.associated) for instance in instances]
-        for cue, images, instance in zip(cues, features.split(sizes), instances, strict=True):
-            scores.append(jaccard(instance.associated, chosen(cue, images, int(instance.associated.sum()))))
-        candidates += sizes
-    return metrics(np.array(scores), np.array(candidates))
+        scores = [
+            jaccard(instance.associated, chosen(cue, images, int(instance.associated.sum())))
+            for cue, images, instance in zip(cues, features.split(sizes), instances, strict=True)
+        ]
+        yield {"jaccard": torch.tensor(scores, dtype=torch.float64), "candidates": torch.tensor(sizes)}
 
 
 def parser(task: Task) -> Parse:
@@ -71,8 +72,12 @@ def jaccard(expected: np.ndarray, found: np.ndarray) -> float:
     return float((expected & found).sum() / union) if union else 0.0
 
 
-def metrics(scores: np.ndarray, candidates: np.ndarray) -> Metrics:
-    """The metrics of `evaluate`; None where no instance has so many. scores: (N,) float64. candidates: (N,) int64."""
+def metrics(task: Task, rows: Rows) -> Metrics:
+    """The mean Jaccard index, of all instances and by the number of candidates: 5, 6, 10, 12, 5-6 and 10-12.
+
+    None where no instance has so many.
+    """
+    scores, candidates = rows["jaccard"].numpy(), rows["candidates"].numpy()
     groups = {
         **{f"jaccard_score_{size}": candidates == size for size in (5, 6, 10, 12)},
         "jaccard_score_5-6": candidates <= 6,

@@ -4,29 +4,28 @@ incomes, GeoDE's regions, or groups of a user's own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pipeline.evaluation import classification
 from pipeline.evaluation.classification import ParseLabelAndMetadata
-from pipeline.evaluation.metadata import MOST_GROUPS, ParseMetadata, share_by_group
-from pipeline.evaluation.task_run import Metrics, TaskRun
+from pipeline.evaluation.metadata import MOST_GROUPS, Metadata, ParseMetadata, share_by_group
+from pipeline.evaluation.task_run import Metrics, Rows, TaskRun
 from pipeline.evaluation.tasks import Task
 
 
-def evaluate(run: TaskRun) -> Metrics:
+def rows(run: TaskRun) -> Iterator[Rows]:
+    """Classification's rows, and the metadata."""
+    return classification.rows_with_metadata(run, parser(run.task))
+
+
+def metrics(task: Task, rows: Rows) -> Metrics:
     """Classification's metrics; `acc_avg`, `acc_wg`, `acc_COLUMN:VALUE` and `count_COLUMN:VALUE` of every group.
 
     The names begin with `acc_top5` where the class has to be among the five best.
     """
-    task = run.task
-    predictions, labels, metadata = classification.predict_with_metadata(run, parser(task))
-    hits = predictions.best == labels
-    if task.top == 5:
-        hits = (predictions.top == labels[:, None]).any(dim=1)
-    return {
-        **classification.metrics(predictions, labels),
-        **share_by_group(
-            "acc_top5" if task.top == 5 else "acc", hits, metadata, (str(task.group_by),), task.group_names
-        ),
-    }
+    name, hits = ("acc_top5", rows["place"] < 5) if task.top == 5 else ("acc", rows["best"] == rows["label"])
+    groups = share_by_group(name, hits, Metadata.of(task.columns, rows), (str(task.group_by),), task.group_names)
+    return {**classification.metrics(task, rows), **groups}
 
 
 def parser(task: Task) -> ParseLabelAndMetadata:

@@ -1,4 +1,4 @@
-"""What an evaluation came to, as a table on the terminal."""
+"""What an evaluation, or the comparison of two, came to, as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -24,9 +24,36 @@ def print_scores(summary: Mapping[str, Any]) -> None:
         table.add_row("average", f"mean of {summary['tasks']}", f"{summary['average']:.4f}", style="bold")
     else:
         count = f"mean of {summary['tasks']} of {summary['of']}"
-        table.add_row("partial mean, no average", count, f"{summary['partial_mean']:.4f}", style="yellow")
+        mean = summary["partial_mean"]
+        table.add_row("partial mean, no average", count, "" if mean is None else f"{mean:.4f}", style="yellow")
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
     for name, reason in summary.get("left_out", {}).items():
         if reason != "not chosen":
             console.print(f"not counted: {name}: {reason}", style="yellow", highlight=False, markup=False)
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    """Differences of B from A; in bold where the interval is on one side of 0. comparison: as `compare` returns it."""
+    sides = [f"{side.upper()}: {comparison[side]['model']} in {comparison[side]['results']}" for side in "ab"]
+    table = Table("task", "metric", box=None, title="\n".join(sides), title_justify="left")
+    for heading in ("A", "B", "B - A", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for name, row in comparison["tasks"].items():
+        table.add_row(name, row["main_metric"], *_numbers(row), style=_style(row))
+    if (mean := comparison["mean"]) is not None:
+        table.add_section()
+        table.add_row("mean", f"of {mean['tasks']}", *_numbers(mean), style=_style(mean))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+    for name, reason in comparison["left_out"].items():
+        console.print(f"left out: {name}: {reason}", style="yellow", highlight=False, markup=False)
+
+
+def _numbers(row: Mapping[str, Any]) -> list[str]:
+    signed = [f"{row[key]:+.4f}" for key in ("difference", "low", "high")]
+    return [f"{row['a']:.4f}", f"{row['b']:.4f}", signed[0], f"{signed[1]} to {signed[2]}"]
+
+
+def _style(row: Mapping[str, Any]) -> str:
+    return "bold" if row["low"] > 0 or row["high"] < 0 else ""

@@ -200,8 +200,12 @@ def _manifest(paths: RunPaths, element: int) -> Command:
 
 
 def _train(paths: RunPaths, element: int) -> Command:
-    manifest = f"loader.manifest={json.dumps(str(paths.corpus))}"
-    return _neuclip("train", paths.recipe, "--run-dir", paths.home, manifest)
+    during = paths.config.evaluate_during
+    settings = {"loader.manifest": paths.corpus}
+    if during.every is not None and during.data is None:
+        settings["evaluate_during.data"] = paths.evaldata
+    chosen = [f"{key}={json.dumps(str(folder))}" for key, folder in settings.items()]
+    return _neuclip("train", paths.recipe, "--run-dir", paths.home, *chosen)
 
 
 def _export(paths: RunPaths, element: int) -> Command:
@@ -210,7 +214,7 @@ def _export(paths: RunPaths, element: int) -> Command:
 
 def _evaluate(paths: RunPaths, element: int) -> Command:
     evaluate = paths.config.evaluate
-    how = ["--tasks", _tasks(paths), "--batch-size", evaluate.batch_size, "--workers", evaluate.workers]
+    how = ["--tasks", _tasks(paths), "--batch-size", evaluate.batch_size, "--workers", evaluate.workers, "--no-mlflow"]
     return _neuclip("evaluate", paths.model, "--data", paths.evaldata, "--out", paths.results, *how)
 
 
@@ -219,7 +223,7 @@ def _evaluate_share(paths: RunPaths, element: int) -> Command:
 
 
 def _aggregate(paths: RunPaths, element: int) -> Command:
-    return _neuclip("aggregate", paths.results, "--data", paths.evaldata, "--tasks", _tasks(paths))
+    return _neuclip("aggregate", paths.results, "--data", paths.evaldata, "--tasks", _tasks(paths), "--no-mlflow")
 
 
 def _tasks(paths: RunPaths) -> str:

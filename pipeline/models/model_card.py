@@ -42,11 +42,12 @@ def _scores(summary: Mapping[str, Any]) -> str:
         f"| {score['title']} | {score['main_metric']} | {score['score']:.4f} | {score['chance']:.4f} |"
         for score in summary["scores"].values()
     )
-    mean = (
-        f"average of {summary['tasks']} tasks: {summary['average']:.4f}"
-        if "average" in summary
-        else (f"partial mean of {summary['tasks']} of {summary['of']} tasks: {summary['partial_mean']:.4f}")
-    )
+    if "average" in summary:
+        mean = f"average of {summary['tasks']} tasks: {summary['average']:.4f}"
+    elif summary["tasks"]:
+        mean = f"partial mean of {summary['tasks']} of {summary['of']} tasks: {summary['partial_mean']:.4f}"
+    else:
+        mean = f"none of the {summary['of']} tasks of the average"
     return (
         f"\n## Scores\n\n{summary['precision']}, {mean}\n\n"
         f"| task | metric | score | chance |\n|---|---|---|---|\n{rows}\n"

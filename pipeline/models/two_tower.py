@@ -10,6 +10,7 @@ import copy
 import difflib
 import logging
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import open_clip
 import torch
 from open_clip.factory import load_checkpoint
 from open_clip.transform import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.config.schema import ModelConfig
@@ -205,9 +207,19 @@ def load_exported(folder: Path, device: torch.device) -> Exported:
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", device=device)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    except SafetensorError as error:
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} is torn, or no safetensors file ({error}). Nothing in it was run: export it again"
+        ) from error
     except Exception as error:
-        raise UserError(f"{folder}: open_clip cannot load this model: {error}") from error
+        raise UserError(f"{folder}: open_clip cannot load this model: {_shortened(error)}") from error
     return Exported(model.eval(), preprocess, tokenizer, name=_name(folder))
+
+
+def _shortened(error: Exception) -> str:
+    """What does not fit is a line per tensor, or one of all names that are missing: the first tell enough."""
+    lines = [textwrap.shorten(line, 300) for line in str(error).splitlines()]
+    return "\n  ".join([*lines[:4], *([f"and {len(lines) - 4} more like these"] if len(lines) > 4 else [])])
 
 
 def _name(folder: Path) -> str:

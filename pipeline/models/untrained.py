@@ -21,14 +21,14 @@ TINY = ModelConfig(
 )
 
 
-def write_untrained(folder: Path, seed: int = 0) -> Path:
-    """Write the model, unless it is there; returns `folder`, whose name is what results call the model."""
+def write_untrained(folder: Path, seed: int = 0, config: ModelConfig = TINY) -> Path:
+    """Write a model, a ViT, unless it is there; returns `folder`, whose name is what results call the model."""
     if (folder / CONFIG_FILE).is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        weights = build_two_tower(TINY, init_logit_scale=2.66).state_dict()
+        weights = build_two_tower(config, init_logit_scale=2.66).state_dict()
     # Fresh towers map everything to nearly one point: answers differ where inputs count for more than constants.
     weights["visual.conv1.weight"] *= 30
     weights["token_embedding.weight"] *= 200
@@ -36,5 +36,5 @@ def write_untrained(folder: Path, seed: int = 0) -> Path:
     weights["visual.positional_embedding"] *= 0
     with atomic_open(folder / WEIGHTS_FILE) as stream:
         stream.write(save({name: value.contiguous() for name, value in weights.items()}))
-    write_model_config(folder, open_clip_config(TINY))  # last: with it the folder is whole
+    write_model_config(folder, open_clip_config(config))  # last: with it the folder is whole
     return folder

@@ -17,7 +17,8 @@ class Tracker(Protocol):
     def log(self, metrics: Mapping[str, float], step: int, samples_seen: int) -> None:
         """One point of each named metric.
 
-        step: optimizer steps done. samples_seen: samples consumed by then, over all ranks. Both never fall.
+        step: optimizer steps done. samples_seen: samples consumed by then, over all ranks. Both never fall, except for
+            metrics that come late, as scores of a checkpoint do: theirs never fall among themselves.
         """
 
     def close(self, status: Status) -> None:

@@ -22,6 +22,8 @@ _SHOWN = (
     ("train/samples_per_second", "samples/s", "{:,.0f}"),
 )
 
+_EVALUATION = "eval/"
+
 
 class ConsoleTracker:
     """Prints progress, the metrics that people watch, and when the run will end.
@@ -44,7 +46,11 @@ class ConsoleTracker:
         for name, label, form in _SHOWN:
             if name in metrics:
                 parts += (_dim(f"  {label} "), form.format(metrics[name]))
-        parts.append(_dim(f"  left {self._left(step)}"))
+        scores = [name for name in metrics if name.startswith(_EVALUATION)]
+        for name in scores:
+            parts += (_dim(f"  {name} "), f"{metrics[name]:.4f}")
+        if not scores:  # they are of an earlier step
+            parts.append(_dim(f"  left {self._left(step)}"))
         self._say("".join(parts))
 
     def close(self, status: Status) -> None:

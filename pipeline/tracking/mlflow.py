@@ -278,7 +278,7 @@ def valid_name(name: str) -> str:
 
 def params_of(settings: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings as MLflow takes parameters: flat (`train.steps`), as text, cut to its limits."""
-    return {valid_name(key): _text(str(value), _PARAM_LENGTH) for key, value in _flatten(settings)}
+    return {valid_name(key): _text(str(value), _PARAM_LENGTH) for key, value in flatten(settings)}
 
 
 def tags_of(values: Mapping[str, str]) -> dict[str, str]:
@@ -298,11 +298,11 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield rest[start : start + size]
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves of nested mappings with dotted names."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

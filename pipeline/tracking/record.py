@@ -244,12 +244,11 @@ def _final_points(train: Path) -> tuple[MetricPoint, ...]:
 def _scores(home: Path) -> tuple[MetricPoint, ...]:
     file = home / "results" / "aggregate.json"
     seen = int(_json(home / "model" / "export.json").get("samples_seen", 0))
-    return _points({f"eval/{name}": value for name, value in _score_of(file).items()}, seen, _mtime(file))
+    return _points({f"eval/{name}": value for name, value in scores_of(_json(file)).items()}, seen, _mtime(file))
 
 
-def _score_of(file: Path) -> dict[str, float]:
-    """The average, of groups and of tasks."""
-    summary = _json(file)
+def scores_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The average, of groups and of tasks. summary: as in aggregate.json."""
     means = {name: value for name, value in summary.items() if name in ("average", "partial_mean")}
     groups = {f"group/{name}": entry["mean"] for name, entry in summary.get("groups", {}).items()}
     return {**means, **groups, **{name: entry["score"] for name, entry in summary.get("scores", {}).items()}}
@@ -257,7 +256,7 @@ def _score_of(file: Path) -> dict[str, float]:
 
 def _model(home: Path) -> Model | None:
     weights = _json(home / "model" / "export.json").get("weights_sha256")
-    return Model(home / "model", weights, _score_of(home / "results" / "aggregate.json")) if weights else None
+    return Model(home / "model", weights, scores_of(_json(home / "results" / "aggregate.json"))) if weights else None
 
 
 def _own_files(home: Path) -> dict[str, Path | bytes]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -61,9 +62,16 @@ def hub(fabricated: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer
 @pytest.fixture
 def data(fabricated: Path, tmp_path: Path) -> Path:
     """An empty folder that knows how small the tasks are here."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/tasks.yaml").write_bytes((fabricated / "tasks.yaml").read_bytes())
+    tasks = yaml.safe_load((fabricated / "tasks.yaml").read_text())
+    for name in ("stl10", "cars"):  # two that follow a branch
+        tasks[name] = {**tasks.get(name, {}), "revision": "main"}
+    write_tasks(tmp_path / "data", tasks)
     return tmp_path / "data"
+
+
+def write_tasks(data: Path, tasks: dict[str, Any]) -> None:
+    data.mkdir(exist_ok=True)
+    (data / "tasks.yaml").write_text(yaml.safe_dump(tasks, sort_keys=False))
 
 
 def eval_data(command: str, data: Path, *options: str) -> Result:
@@ -108,6 +116,26 @@ def test_again_fetches_what_is_missing_at_the_commit_that_was_first(
     assert "1 files fetched" in eval_data("download", data, "--tasks", "stl10").output
     expected = (fabricated / "wds_stl10_test/classnames.txt").read_bytes()
     assert (data / "wds_stl10_test/classnames.txt").read_bytes() == expected
+
+
+def test_another_commit_than_was_downloaded_is_refused(hub: HubServer, data: Path) -> None:
+    eval_data("download", data, "--tasks", "stl10")
+    tasks = yaml.safe_load((data / "tasks.yaml").read_text())
+    tasks["stl10"]["revision"] = SECOND
+    write_tasks(data, tasks)
+    requests = len(hub.got)
+    again = eval_data("download", data, "--tasks", "stl10")
+    assert again.exit_code == 2
+    assert f"has djghosh/wds_stl10_test at commit {FIRST[:12]}, and tasks.yaml wants {SECOND[:12]}" in again.output
+    assert len(hub.got) == requests
+    tasks["stl10"]["revision"] = FIRST
+    write_tasks(data, tasks)
+    assert eval_data("download", data, "--tasks", "stl10").exit_code == 0
+
+
+def test_every_repository_is_pinned_but_those_that_the_hub_converts() -> None:
+    branches = {name for name, task in TASKS.items() if len(task.revision) != 40}
+    assert branches == {name for name, task in TASKS.items() if task.format == "parquet"}
 
 
 def test_what_changed_since_is_found_by_check(hub: HubServer, data: Path) -> None:

@@ -6,10 +6,12 @@ import statistics
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from pipeline import evaluation
 from pipeline.cli import main
+from pipeline.cli_evaluate import UNTRAINED_MODEL
 from pipeline.evaluation.results import code_version
 from pipeline.evaluation.tasks import datacomp_tasks, file_name
 
@@ -125,6 +127,35 @@ def test_chosen_tasks_have_a_partial_mean(out):
     assert not (out / "eval_results.jsonl").exists()
 
 
+def test_a_task_of_ones_own_leaves_datacomps_average_as_it_is(out, tmp_path):
+    before = read(out / "aggregate.json")["average"]
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in (out / "evaldata").iterdir():
+        (data / path.name).symlink_to(path)
+    (data / "wds_mine_test").symlink_to(data / "wds_stl10_test")
+    entries = yaml.safe_load((data / "tasks.yaml").read_text())
+    mine = {"kind": "classification", "title": "Mine", "size": 16, "classes": 10, "main_metric": "acc1", "chance": 0.1}
+    (data / "tasks.yaml").unlink()
+    (data / "tasks.yaml").write_text(yaml.safe_dump({**entries, "mine": mine}, sort_keys=False))
+    model = (out / "evaldata").resolve().parent / UNTRAINED_MODEL
+    ended = neuclip("evaluate", model, "--data", data, "--out", out, "--workers", 0, "--tasks", "mine")
+    assert ended.exit_code == 0, ended.output
+    alone = read(out / "aggregate.json")
+    assert (alone["tasks"], alone["partial_mean"]) == (0, None)
+    assert alone["groups"] == {"own": {"tasks": 1, "mean": alone["scores"]["mine"]["score"]}}
+    ended = neuclip("aggregate", out, "--data", data)
+    assert ended.exit_code == 0, ended.output
+    summary = read(out / "aggregate.json")
+    assert (summary["tasks"], summary["average"]) == (38, before)
+    assert summary["groups"]["own"]["mean"] == read(out / "stl10.json")["score"]
+    assert summary["scores"]["mine"]["title"] == "Mine"
+    (out / "stl10.json").unlink()
+    partial = neuclip("aggregate", out, "--data", data, "--partial")
+    assert partial.exit_code == 0, partial.output
+    assert (read(out / "aggregate.json")["tasks"], read(out / "aggregate.json")["of"]) == (37, 38)
+
+
 def test_where_nothing_is_named_it_says_what_to_name(tmp_path):
     assert "MODEL is missing" in neuclip("evaluate", "--data", tmp_path, "--out", tmp_path).output
     assert "--data is missing" in neuclip("evaluate", tmp_path, "--out", tmp_path).output
@@ -133,7 +164,19 @@ def test_where_nothing_is_named_it_says_what_to_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["classification", "fmow", "reading", "encoder", "tasks", "suite", "check", "results"]
+    "module",
+    [
+        "classification",
+        "fmow",
+        "reading",
+        "tar_members",
+        "encoder",
+        "tasks",
+        "suite",
+        "check",
+        "results",
+        "of_checkpoint",
+    ],
 )
 def test_code_that_decides_no_score_makes_no_result_stale(tmp_path, module):
     package = tmp_path / "evaluation"
@@ -143,4 +186,4 @@ def test_code_that_decides_no_score_makes_no_result_stale(tmp_path, module):
     with open(package / f"{module}.py", "a") as stream:
         stream.write("\n# another line\n")
     code_version.cache_clear()
-    assert (code_version(package) == before) == (module in ("check", "results"))
+    assert (code_version(package) == before) == (module in ("check", "results", "of_checkpoint"))

@@ -13,6 +13,7 @@ from pipeline.evaluation.classification import mean_per_class_recall
 from pipeline.evaluation.fmow import by_year_and_region
 from pipeline.evaluation.iwildcam import macro_f1
 from pipeline.evaluation.metadata import Metadata, share_by_group
+from pipeline.evaluation.tasks import datacomp_tasks
 
 SEEDS = range(5)
 
@@ -172,7 +173,9 @@ def test_as_many_candidates_are_chosen_as_are_associated_and_the_nearest(seed):
 
 def test_jaccard_is_averaged_by_the_number_of_candidates():
     scores, sizes = np.array([0.1, 0.2, 0.4, 0.8, 1.0]), np.array([5, 6, 6, 10, 12])
-    assert winogavil.metrics(scores, sizes) == {
+    task = datacomp_tasks()["misc/winogavil"]
+    rows = {"jaccard": torch.tensor(scores), "candidates": torch.tensor(sizes)}
+    assert winogavil.metrics(task, rows) == {
         "avg_jaccard_score": near(0.5),
         "jaccard_score_5": near(0.1),
         "jaccard_score_6": near(0.3),
@@ -181,7 +184,7 @@ def test_jaccard_is_averaged_by_the_number_of_candidates():
         "jaccard_score_5-6": near(0.7 / 3),
         "jaccard_score_10-12": near(0.9),
     }
-    assert winogavil.metrics(scores[:1], sizes[:1])["jaccard_score_10-12"] is None
+    assert winogavil.metrics(task, {name: row[:1] for name, row in rows.items()})["jaccard_score_10-12"] is None
 
 
 def test_the_cue_becomes_a_prompt():

@@ -9,14 +9,16 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 
 from pipeline.evaluation import classification, retrieval
-from pipeline.evaluation.classification import Predictions, mean_per_class_recall, rank
+from pipeline.evaluation.classification import judged, mean_per_class_recall
+from pipeline.evaluation.tasks import Task
 
 SEEDS = range(5)
 
 
 def classify(logits, labels):
-    top, best = rank(logits)
-    return classification.metrics(Predictions(top, best, targets=labels.tolist()), labels)
+    definition = {"kind": "classification", "title": "", "size": len(labels), "main_metric": "acc1", "chance": 0.0}
+    task = Task.model_validate({**definition, "classes": logits.shape[1]})
+    return classification.metrics(task, judged(logits, labels.tolist()))
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
@@ -70,6 +72,14 @@ def test_tied_logits_stay_between_the_luckiest_and_the_unluckiest_order(seed):
         assert unluckiest <= metrics[f"acc{k}"] <= luckiest
 
 
+def retrieve(images, captions, owner):
+    assert torch.equal(owner, owner.sort().values)  # as they are read: an image's captions follow each other
+    task = Task.model_validate(
+        {"kind": "retrieval", "title": "", "size": len(images), "main_metric": "mean_recall@1", "chance": 0.0}
+    )
+    return retrieval.metrics(task, retrieval.judged(images, captions, owner.bincount()))
+
+
 def ranks_of_best_own(scores, query_image, answer_image):
     """For every query, how many foreign answers come before its best own one: (at best, at worst)."""
     ranks = []
@@ -91,7 +101,7 @@ def features_and_owner(seed, images=23):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_retrieval_equals_a_loop_with_several_captions_per_image(seed):
     vision, text, owner = features_and_owner(seed)
-    metrics = retrieval.metrics(vision, text, owner)
+    metrics = retrieve(vision, text, owner)
     scores = text.double() @ vision.double().T
     images = torch.arange(len(vision))
     ranks = {
@@ -112,7 +122,7 @@ def test_retrieval_equals_a_loop_with_several_captions_per_image(seed):
 def test_tied_retrieval_stays_between_the_luckiest_and_the_unluckiest_order(seed):
     vision, text, owner = features_and_owner(seed)
     text[owner % 3 == 0] = text[0].clone()  # one caption for a third of the images
-    metrics = retrieval.metrics(vision, text, owner)
+    metrics = retrieve(vision, text, owner)
     scores, images = text @ vision.T, torch.arange(len(vision))
     ranks = ranks_of_best_own(scores.T, images, owner)
     for k in (1, 5, 10):
@@ -123,5 +133,5 @@ def test_tied_retrieval_stays_between_the_luckiest_and_the_unluckiest_order(seed
 
 def test_fewer_answers_than_k_are_all_taken():
     vision, text, owner = features_and_owner(0, images=3)
-    metrics = retrieval.metrics(vision, text, owner)
+    metrics = retrieve(vision, text, owner)
     assert metrics["image_retrieval_recall@5"] == metrics["image_retrieval_recall@10"] == 1.0

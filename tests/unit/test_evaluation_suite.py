@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
-from pipeline.evaluation import results, suite
+from pipeline.evaluation import measure, results
 from pipeline.evaluation.aggregate import aggregate
 from pipeline.evaluation.encoder import Encoder
+from pipeline.evaluation.kinds import KINDS
 from pipeline.evaluation.suite import evaluate
 from pipeline.evaluation.tasks import load_tasks
 from pipeline.files import sha256_file
@@ -57,7 +58,7 @@ def run(root, **options):
 def ran(root, **options):
     """The tasks that are evaluated again, by whether their progress came in batches."""
     calls = []
-    run(root, progress=lambda task, done, total: calls.append(task), **options)
+    run(root, progress=lambda task, *_: calls.append(task), **options)
     return sorted(task for task in set(calls) if calls.count(task) > 1)
 
 
@@ -163,11 +164,11 @@ def test_scores_do_not_depend_on_loader_processes(shipped, tmp_path):
 
 def test_a_second_run_does_nothing_and_loads_no_model(work, monkeypatch):
     before = {path.name: path.stat().st_mtime_ns for path in (work / "out").iterdir()}
-    monkeypatch.setattr(suite, "load_exported", None)
+    monkeypatch.setattr(measure, "load_exported", None)
     calls = []
     again = run(work, progress=lambda *call: calls.append(call))
     assert [result["task"] for result in again] == TASKS
-    assert calls == [(task, 29, 29) for task in TASKS]
+    assert calls == [(task, 29, 29, 0.0) for task in TASKS]
     assert {path.name: path.stat().st_mtime_ns for path in (work / "out").iterdir()} == before
 
 
@@ -352,7 +353,7 @@ def test_an_unforeseen_failure_keeps_its_traceback_in_the_error_file(work, monke
     def broken(run):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setitem(suite.KINDS, "retrieval", suite.KINDS["retrieval"]._replace(evaluate=broken))
+    monkeypatch.setitem(KINDS, "retrieval", KINDS["retrieval"]._replace(rows=broken))
     with pytest.raises(UserError, match="captions: RuntimeError: out of memory") as caught:
         run(work, force=True)
     assert "Traceback" not in str(caught.value)
@@ -412,4 +413,4 @@ def test_the_documented_task_entries_are_valid(tmp_path):
     text = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
     (tmp_path / "tasks.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     assert {task.kind for task in load_tasks(tmp_path).values()} == {"classification", "worst_group", "retrieval"}
-    assert all(f"| `{kind}` |" in text for kind in suite.KINDS)
+    assert all(f"| `{kind}` |" in text for kind in KINDS)

@@ -143,10 +143,23 @@ def test_a_folder_without_tasks_file_is_datacomps_and_one_can_be_laid_over_them(
     write_tasks_file(tmp_path, entries)
     tasks = load_tasks(tmp_path)
     assert list(tasks) == [*datacomp_tasks(), "mine"]
-    assert tasks["cifar10"] == datacomp_tasks()["cifar10"].model_copy(update={"size": 7})
+    assert tasks["cifar10"] == datacomp_tasks()["cifar10"].model_copy(update={"size": 7, "cost": 18 * 7 / 10_000})
     assert tasks["stl10"] == datacomp_tasks()["stl10"]
     write_tasks_file(tmp_path, {"extends": "imagenet", "mine": CLASSIFICATION})
     with pytest.raises(UserError, match="only datacomp can be extended, not 'imagenet'"):
+        load_tasks(tmp_path)
+
+
+def test_what_is_added_to_datacomps_tasks_counts_in_no_mean_of_theirs(tmp_path):
+    mine = {"mine": CLASSIFICATION, "other": {**CLASSIFICATION, "groups": ["shapes"]}}
+    write_tasks_file(tmp_path, {"extends": "datacomp", **mine, "cifar10": {"groups": ["vtab"]}})
+    tasks = load_tasks(tmp_path)
+    assert [tasks[name].groups for name in ("mine", "other", "cifar10")] == [("own",), ("shapes", "own"), ("vtab",)]
+    assert sum(task.in_the_average for task in tasks.values()) == 38
+    write_tasks_file(tmp_path, mine)
+    assert all(task.in_the_average and "own" not in task.groups for task in load_tasks(tmp_path).values())
+    write_tasks_file(tmp_path, {"extends": "datacomp", "mine": {**CLASSIFICATION, "groups": ["wilds"]}})
+    with pytest.raises(UserError, match=r"tasks\.yaml: mine: the group wilds is DataComp's"):
         load_tasks(tmp_path)
 
 

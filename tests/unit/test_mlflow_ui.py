@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.launch.plan import free_port
 from pipeline.report.mlflow_ui import refuse_taken, tracking_store
-from pipeline.tracking.mlflow import MlflowRuns
+from pipeline.tracking.mlflow import MlflowServer
 
 
 def test_the_store_is_what_mlflow_json_says_or_the_database_that_is_there(tmp_path):
@@ -59,8 +59,7 @@ def test_a_server_is_named_not_started(tmp_path):
 
 @pytest.mark.slow
 def test_mlflow_answers_at_the_address_with_the_runs(tmp_path):
-    runs = MlflowRuns(f"sqlite:///{tmp_path}/mlflow.db", "demo")
-    runs.close(runs.open("birds"), "finished")
+    MlflowServer(f"sqlite:///{tmp_path}/mlflow.db", "demo").create("directory", "", "birds", None, None)
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "ui", str(tmp_path), "--port", str(port)],

@@ -32,6 +32,11 @@ def test_a_resumed_run_judges_by_its_own_steps(monkeypatch):
     assert output[1].endswith("left 0:00:20")
 
 
+def test_scores_of_an_earlier_step_come_without_the_time_left(monkeypatch):
+    output = lines([(({"eval/colours": 0.25}, 40, 480), 0)], monkeypatch, total_steps=110)
+    assert output[0] == "step  40/110  samples 480  eval/colours 0.2500"
+
+
 def test_a_long_line_is_not_wrapped_or_read_as_markup(monkeypatch):
     metrics = {f"train/{name}": 1e9 for name in ("loss", "tau", "lr", "grad_norm", "samples_per_second")}
     output = lines([((metrics, 1, 10**12), 1)], monkeypatch, total_steps=10**7)
