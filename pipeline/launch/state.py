@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.launch.attempts import Attempt, read_attempts
@@ -86,8 +86,8 @@ class StageState:
 class RunState:
     """stop: somebody left a file STOP in the run directory."""
 
-    stages: list[StageState] = field(default_factory=list)
-    stop: bool = False
+    stages: list[StageState]
+    stop: bool
 
     @property
     def done(self) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
 def stop(number, frame):
     time.sleep(0.3 * rank)
+    (folder / f"{rank}.saved").touch()
     sys.exit(75)
 signal.signal(signal.SIGUSR1, stop)
 told = [os.environ[name] for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
@@ -67,7 +68,8 @@ def test_a_stop_reaches_all_ranks_which_take_their_time(tmp_path: Path) -> None:
     process = launch(tmp_path, "wait", "wait", "wait", "wait", grace_seconds=0.1)
     told(tmp_path, 4)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(30) == 75, "nobody was ended while it saved"
+    assert process.wait(30) == 75
+    assert all((tmp_path / f"{rank}.saved").exists() for rank in range(4)), "nobody was ended while it saved"
 
 
 def test_ranks_die_with_their_launcher(tmp_path: Path) -> None:
