@@ -159,7 +159,9 @@ def test_runs_that_lack_parts_are_shown_with_what_they_have(tmp_path):
     assert missing["planned"] == ["nothing logged by training", "no average, scores of 3 tasks"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"train": {"steps": "x"}, "corpus": [], "scores": 3}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b'{"train": {"steps": "x"}, "corpus": [], "evaluate": 1, "scores": 3}']
+)
 def test_damage_to_any_file_costs_what_it_said_and_no_more(root, tmp_path, content):
     shutil.copytree(root / "sweep", tmp_path / "sweep")
     member = tmp_path / "sweep" / "members" / "objective=neuclip,seed=1"

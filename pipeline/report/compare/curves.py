@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,22 +85,18 @@ def clock(run: Run) -> dict[str, list[float]]:
 def thin(x: np.ndarray, y: np.ndarray, most: int) -> list[int]:
     """Places of at most `most` points that keep the curve's look: first, last, and each bucket's lowest and highest.
 
-    x, y: (n,) in the order of x. A point that is not finite stays if no other of its bucket does, as a gap.
+    x, y: (n,) in the order of x. Of a bucket without a finite point, one stays as a gap.
     """
     if len(x) <= most:
         return list(range(len(x)))
     kept = {0, len(x) - 1}
-    for bucket in np.array_split(np.arange(1, len(x) - 1), (most - 2) // 2):
-        values = y[bucket]
-        if np.isfinite(values).any():
-            kept |= {int(bucket[np.nanargmin(_or_nan(values))]), int(bucket[np.nanargmax(_or_nan(values))])}
-        else:
-            kept.add(int(bucket[0]))
+    finite = np.isfinite(y)
+    low, high = np.where(finite, y, np.inf), np.where(finite, y, -np.inf)
+    edges = np.linspace(1, len(x) - 1, (most - 2) // 2 + 1).astype(int)
+    for start, end in itertools.pairwise(edges.tolist()):
+        if end > start:
+            kept |= {start + int(low[start:end].argmin()), start + int(high[start:end].argmax())}
     return sorted(kept)
-
-
-def _or_nan(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(values), values, np.nan)
 
 
 def thin_points(metric: str, points: Sequence[Point], most: int) -> tuple[list[float], list[float]]:

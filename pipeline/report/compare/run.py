@@ -93,6 +93,12 @@ class Run:
         return Path(str(_at(self.config, "corpus", "name") or "unknown")).stem
 
     @property
+    def evaldata(self) -> Path:
+        """Where the tasks that it was evaluated on are defined."""
+        given = str(_at(self.config, "evaluate", "data") or "RUN")
+        return self.home / "evaldata" if given.startswith("RUN") else Path(given)
+
+    @property
     def seed(self) -> int | None:
         return self.config.get("seed")
 

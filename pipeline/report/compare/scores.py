@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.evaluation.tasks import Task, datacomp_tasks, load_tasks
+from pipeline.evaluation.tasks import TASKS_FILE, Task, datacomp_tasks, load_tasks
 from pipeline.report.compare.estimates import Difference, Estimate, difference, mean_of, of_images, of_seeds
 from pipeline.report.compare.groups import Group
 from pipeline.report.compare.run import Run
@@ -119,11 +119,9 @@ def _overall(
 def _definitions(runs: Sequence[Run]) -> dict[str, Task]:
     """What is known of the tasks: their order, and the parts of the benchmark that they count in."""
     for run in runs:
-        given = str((run.config.get("evaluate") or {}).get("data") or "RUN")
-        try:
-            return load_tasks(run.home / "evaldata" if given.startswith("RUN") else Path(given))
-        except (UserError, OSError):
-            continue
+        with suppress(UserError, OSError):
+            if (run.evaldata / TASKS_FILE).is_file():
+                return load_tasks(run.evaldata)
     return datacomp_tasks()
 
 
