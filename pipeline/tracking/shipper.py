@@ -1,7 +1,8 @@
 """`python -m pipeline.tracking.shipper RUN CLOSE_SECONDS`: mirrors a run directory while its parent works there.
 
 Standard input is a pipe from the parent (`live`): the word `closed` on it says that all is written; its end without
-that word, that the parent was killed. Exit status 0: everything arrived, or another process sees to it.
+that word, that the parent was killed. Exit status 0: everything arrived, or another process sees to it: whoever ends
+while another one ships leaves a note, RUN/.mlflow.look, and that one does not go before it has looked at everything.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import select
 import signal
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UserError
 from pipeline.locks import GRACE_SECONDS
+from pipeline.tracking.directory import root_of
 from pipeline.tracking.mirror import Mirror, only_mirror
 
 POLL_SECONDS = 1.0
@@ -37,7 +38,9 @@ def ship(run_dir: Path, close_seconds: float) -> bool:
         try:
             mirror = mirror or Mirror(run_dir)
             started = time.monotonic()
-            whole = bool(ended) or started >= next_whole
+            whole = bool(ended) or started >= next_whole or _note(run_dir).exists()
+            if whole:
+                _note(run_dir).unlink(missing_ok=True)
             sent = mirror.advance() if whole else mirror.advance_points()
             if whole:
                 next_whole = time.monotonic() + max(WHOLE_SECONDS, 20 * (time.monotonic() - started))
@@ -47,7 +50,8 @@ def ship(run_dir: Path, close_seconds: float) -> bool:
                 _log.warning("MLflow at %s is back", mirror.uri)
             warned = bool(sent.problems)
             # Of a killed parent the locks may be held for a moment by children that are about to notice.
-            if ended and not sent.problems and not (ended == "killed" and sent.running):
+            still_running = ended == "killed" and sent.running
+            if ended and not (sent.problems or still_running or _note(run_dir).exists()):
                 return True
             wait = POLL_SECONDS
         except UserError as error:
@@ -78,15 +82,23 @@ def _main(run: str, close_seconds: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.nice(10)
-    with ExitStack() as alone:
-        while True:
-            try:
-                alone.enter_context(only_mirror(Path(run)))
-                break
-            except UserError:  # another process mirrors this directory; if it ends, this one goes on
-                if _last_word(POLL_SECONDS):
-                    return 0
-        return 0 if ship(Path(run), float(close_seconds)) else 1
+    run_dir, over = Path(run), False
+    while True:
+        try:
+            with only_mirror(run_dir):
+                arrived = ship(run_dir, float(close_seconds))
+        except UserError:  # another process ships; if it ends, this one goes on
+            if over:
+                return 0
+            if over := bool(_last_word(POLL_SECONDS)):
+                _note(run_dir).touch()
+            continue
+        if not _note(run_dir).exists():  # else it came when the other one was about to go
+            return 0 if arrived else 1
+
+
+def _note(run_dir: Path) -> Path:
+    return root_of(run_dir) / ".mlflow.look"
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def client_of(run_dir):
 
 
 def train_id(run_dir):
-    return json.loads((run_dir / "mlflow.json").read_text()).get("runs", {}).get("train")
+    file = run_dir / "mlflow.json"
+    return json.loads(file.read_text()).get("runs", {}).get("train") if file.exists() else None
 
 
 def status(run_dir):
@@ -170,3 +171,19 @@ def test_points_only_is_points_only(run_dir):
 def test_what_trains_and_what_launches_does_not_import_mlflow(module):
     code = f"import sys, {module}; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_one_that_ends_while_another_ships_has_it_look_at_everything(run_dir):
+    """The first shipper's parent goes on; the second one's has ended training, which nobody else says to the first."""
+    with exclusive(run_dir / "train/.lock", "training"):
+        life = begin_life(run_dir)
+        log(run_dir, range(1, 4))
+        first = Shipper(run_dir, close_seconds=PATIENCE)
+        eventually(lambda: train_id(run_dir) is not None and status(run_dir) == "RUNNING", "the first one ships")
+        life.close("finished")
+        second = Shipper(run_dir, close_seconds=PATIENCE)
+        second.close("finished")
+        assert (run_dir / ".mlflow.look").exists() or status(run_dir) == "FINISHED"
+        eventually(lambda: status(run_dir) == "FINISHED", "the first one looks")
+        first.close("finished")
+    assert not (run_dir / ".mlflow.look").exists()
