@@ -104,7 +104,7 @@ def work(run: Run, stage: Stage, element: int, launcher: str, job: Mapping[str, 
         raise UserError(f"stage {stage.name} has {stage.elements} elements, numbered from 0: there is no {element}")
     name = f"stage {stage.name}, element {element}"
     with (
-        _Forwarder(SIGNALS if job is None else OF_JOBS) as forwarder,
+        _Forwarder(OF_JOBS if launcher == "srun" else SIGNALS) as forwarder,
         exclusive(run.paths.lock(stage.name, element), f"{name} of {run.paths.root}", PATIENCE_SECONDS if job else 0),
     ):
         if is_done(run, stage, element):
