@@ -208,7 +208,7 @@ def test_progress_goes_by_cost_and_ends_at_the_right_numbers(work):
 
 def start(target, *arguments):
     """A process that has imported already what this one has."""
-    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments, daemon=True)
     process.start()
     return process
 
