@@ -39,7 +39,7 @@ class Run:
     @cached_property
     def config(self) -> Json:
         """The resolved recipe, the run's own folder in it as RUN; empty where there is none."""
-        trees = (_read_recipe(self.folder / name) for name in ("recipe.yaml", "train/recipe.yaml"))
+        trees = (_read_recipe(self.folder / name) for name in ("plan.json", "recipe.yaml", "train/recipe.yaml"))
         found = next((tree for tree in trees if tree), {})
         return dict(_without_folder(found, str(self.folder), str(self.home)))
 
@@ -181,6 +181,12 @@ def is_run(folder: Path) -> bool:
 
 
 def _read_recipe(path: Path) -> Json:
+    """Of a plan, where the run has one of its own: JSON is read fifty times as fast as YAML."""
+    if not path.is_file():
+        return {}
+    if path.suffix == ".json":
+        config = (read_mapping(path) or {}).get("config")
+        return config if isinstance(config, dict) else {}
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, ValueError, yaml.YAMLError):
