@@ -19,7 +19,7 @@ from torchvision.transforms.functional import to_tensor
 
 from pipeline.errors import UserError
 from pipeline.evaluation.classification import parse_label
-from pipeline.evaluation.metadata import ParseMetadata, gather
+from pipeline.evaluation.metadata import ParseMetadata, check_widths, metadata_rows
 from pipeline.evaluation.reading import read_batches
 from pipeline.evaluation.samples import images
 
@@ -164,8 +164,9 @@ def test_other_metadata_is_refused(metadata, message):
 def test_metadata_of_another_width_is_counted_to():
     rows = [PARSE({"npy": _npy(np.arange(width))}) for width in (3, 3, 4, 3)]
     with pytest.raises(UserError, match=r"here: the metadata of sample 2 \(from 0\) has 4 columns, not 3"):
-        gather(("place", "y"), rows, "here")
-    assert gather(("place", "y"), rows[:2], "here").values.tolist() == [[0, 1], [0, 1]]
+        check_widths(metadata_rows(rows), "here")
+    check_widths(metadata_rows(rows[:2]), "here")
+    assert metadata_rows(rows[:2])["metadata"].tolist() == [[0, 1], [0, 1]]
 
 
 def write_parquet(path, rows):
