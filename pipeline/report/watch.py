@@ -73,20 +73,25 @@ class Spool:
         self.points: list[Point] = []
         self._path = path
         self._offset = 0
-        self._file = 0
+        self._last = b""  # the last line that was read; it has a time in it
 
     def update(self) -> list[Point]:
-        """Every point so far. A run that resumed has a new file, and fewer points in it."""
-        try:
-            stat = self._path.stat()
-        except FileNotFoundError:
+        """Every point so far. A run that resumed has cut the file, and written on from there."""
+        if not self._path.exists():
             return self.points
-        if stat.st_ino != self._file or stat.st_size < self._offset:
-            self.points, self._offset, self._file = [], 0, stat.st_ino
+        if self._bytes_before(self._offset, len(self._last)) != self._last:
+            self.points, self._offset, self._last = [], 0, b""
+        length = len(self._last)
         for point, offset in iterate_points(self._path, self._offset):
             self.points.append(point)
-            self._offset = offset
+            length, self._offset = offset - self._offset, offset
+        self._last = self._bytes_before(self._offset, length)
         return self.points
+
+    def _bytes_before(self, offset: int, length: int) -> bytes:
+        with open(self._path, "rb") as stream:
+            stream.seek(offset - length)
+            return stream.read(length)
 
 
 def frame(run: Run, width: int, now: float, height: int | None = None) -> RenderableType:

@@ -86,7 +86,9 @@ def test_a_killed_trainer_ends_as_failed_and_its_successor_continues_the_run(run
         shipper.log({}, 13, 13)
         life.close("finished")
         shipper.close("finished")
-    assert (status(run_dir), train_id(run_dir)) == ("FINISHED", run_id)
+    # At once, unless the orphan still shipped and was left the rest.
+    eventually(lambda: status(run_dir) == "FINISHED", "the run is closed")
+    assert train_id(run_dir) == run_id
 
 
 def test_a_server_that_never_answers_costs_a_bounded_wait_and_sync_sends_it(run_dir, monkeypatch):
@@ -183,7 +185,6 @@ def test_one_that_ends_while_another_ships_has_it_look_at_everything(run_dir):
         life.close("finished")
         second = Shipper(run_dir, close_seconds=PATIENCE)
         second.close("finished")
-        assert (run_dir / ".mlflow.look").exists() or status(run_dir) == "FINISHED"
         eventually(lambda: status(run_dir) == "FINISHED", "the first one looks")
         first.close("finished")
     assert not (run_dir / ".mlflow.look").exists()
