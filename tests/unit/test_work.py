@@ -123,7 +123,7 @@ def test_the_second_of_two_touches_nothing(tmp_path: Path) -> None:
     first = held(run, "make", 0)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     with pytest.raises(UserError, match=f"stage make, element 0 of .* is in use by process {first.pid}"):
-        work_here(run, "make", 0)
+        work(run, run.stage("make"), 0, "local", None)  # a job would wait for one that is about to end
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
     (tmp_path / "hold.make.0").unlink()
     assert first.wait(timeout=30) == 0
