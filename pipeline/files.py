@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -82,6 +82,15 @@ def write_json(path: Path | str, value: Any) -> None:
 def read_json(path: Path | str) -> Any:
     """Read one JSON document."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_object(path: Path | str, needs: Collection[str] = ()) -> dict[str, Any] | None:
+    """Read one JSON object; None where there is no file, or not one that can be read or that has the keys it needs."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) and value.keys() >= set(needs) else None
 
 
 def sha256_file(path: Path | str) -> str:

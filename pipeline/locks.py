@@ -94,7 +94,10 @@ def shared(path: Path) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody, this process included, holds the lock file `path`."""
-    readable_only = path.exists() and not os.access(path, os.W_OK)  # a colleague looks at the run
-    with open(path, "r" if readable_only else "a+") as stream:
-        return not _try_lock(stream)
+    """Whether somebody, this process included, holds the lock file `path`; nobody does where there is none."""
+    try:
+        # A colleague may look at the run without the right to write; NFS locks what is open for writing alone.
+        with open(path, "r+" if os.access(path, os.W_OK) else "r") as stream:
+            return not _try_lock(stream)
+    except FileNotFoundError:
+        return False

@@ -163,8 +163,7 @@ def _not_done(run: Run, stage: Stage, number: int, last: Attempt | None, job: Jo
         return ElementState(number, last.status, last, last.host, last.reason)
     if last.status == "done":  # its marker is gone since: an input changed, or somebody removed it
         return ElementState(number, "waiting", last)
-    lock = run.paths.lock(stage.name, number)
-    if lock.exists() and is_held(lock):
+    if is_held(run.paths.lock(stage.name, number)):
         return ElementState(number, "running", last, last.host)
     return ElementState(number, "failed", last, last.host, VANISHED)
 

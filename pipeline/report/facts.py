@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.config.loader import read_yaml
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_object
 from pipeline.tracking.directory import known_runs
 from pipeline.tracking.jsonl import Point, read_points
 
@@ -84,21 +84,21 @@ def read_facts(run_dir: Path) -> RunFacts:
     """Read a run directory, or the folder of one member of a sweep. Raises UserError if there is no plan."""
     of_sweep = run_dir.parent.name == "members" and not (run_dir / "plan.json").exists()
     shared = run_dir.parent.parent if of_sweep else run_dir  # where a sweep keeps what its members share
-    plan = read_mapping(shared / "plan.json")
+    plan = read_object(shared / "plan.json")
     if plan is None or not {"recipe", "config", "stages"} <= plan.keys():
         raise UserError(f"{run_dir} is no run directory: it has no readable plan.json. Give the folder of a run.")
     if of_sweep:
         plan = _plan_of_member(plan, run_dir)
     corpus = shared / "corpora" / Path(plan["config"]["corpus"]["name"]).stem
-    export = read_mapping(run_dir / "model" / "export.json")
+    export = read_object(run_dir / "model" / "export.json")
     scores = read_scores(run_dir / "results", export)
     return RunFacts(
         run_dir=run_dir,
         plan=plan,
         stages=[_stage(shared, stage) for stage in plan["stages"]],
         corpus=corpus,
-        manifest=read_mapping(corpus / "manifest.json"),
-        train=read_mapping(run_dir / "train" / "summary.json"),
+        manifest=read_object(corpus / "manifest.json"),
+        train=read_object(run_dir / "train" / "summary.json"),
         points=read_points(run_dir / "train" / "metrics.jsonl"),
         results=scores.results,
         failures=scores.failures,
@@ -111,7 +111,7 @@ def read_facts(run_dir: Path) -> RunFacts:
 def read_scores(folder: Path, export: Json | None) -> Scores:
     """What `folder` (RUN/results) holds. export: model/export.json."""
     files = [path for path in sorted(folder.glob("*.json")) if path.name != "aggregate.json"]
-    tasks = [task for path in files if (task := read_mapping(path, needs=("task",))) is not None]
+    tasks = [task for path in files if (task := read_object(path, needs=("task",))) is not None]
     aggregate = read_aggregate(folder)
     scored = [task for task in tasks if task.get("score") is not None and "checkpoint_sha256" in task]
     failures = {task["task"]: task["error"] for task in tasks if "error" in task}
@@ -147,19 +147,10 @@ def _plan_of_member(plan: Json, folder: Path) -> Json:
 def _stage(run_dir: Path, stage: Json) -> StageFacts:
     first = stage.get("first", 0)
     paths = [run_dir / "stages" / f"{stage['name']}.{first + i}.json" for i in range(stage["elements"])]
-    markers = [marker for marker in map(read_mapping, paths) if marker and marker.get("status") == "done"]
+    markers = [marker for marker in map(read_object, paths) if marker and marker.get("status") == "done"]
     return StageFacts(stage["name"], stage["elements"], markers)
 
 
 def read_aggregate(folder: Path) -> Json | None:
     """aggregate.json of `folder` (RUN/results)."""
-    return read_mapping(folder / "aggregate.json", needs=("checkpoint_sha256", "scores"))
-
-
-def read_mapping(path: Path, needs: tuple[str, ...] = ()) -> Json | None:
-    """A JSON object, or None where there is no file, or not one that can be read or that has what it needs."""
-    try:
-        value = read_json(path)
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) and value.keys() >= set(needs) else None
+    return read_object(folder / "aggregate.json", needs=("checkpoint_sha256", "scores"))

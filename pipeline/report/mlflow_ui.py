@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.report.facts import read_mapping
+from pipeline.files import read_object
 from pipeline.tracking.directory import FILE, located, root_of
 
 HOST = "127.0.0.1"
@@ -21,7 +21,7 @@ def tracking_store(folder: Path) -> str:
     A run directory that was moved takes its database along. Raises UserError where there is neither.
     """
     folder = root_of(folder)
-    said = located(str((read_mapping(folder / FILE) or {}).get("tracking_uri") or ""), folder)
+    said = located(str((read_object(folder / FILE) or {}).get("tracking_uri") or ""), folder)
     own = folder / "mlflow.db"
     if said and not (said.startswith(_SQLITE) and not Path(said.removeprefix(_SQLITE)).is_file()):
         return said

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.facts import Json, RunFacts, read_mapping
+from pipeline.files import read_object
+from pipeline.report.facts import Json, RunFacts
 from pipeline.report.summary import summarise
 
 
@@ -18,8 +19,8 @@ def summarise_sweep(facts: RunFacts, seconds: float) -> Json:
 
 
 def _member(folder: Path, member: Json) -> dict[str, Any]:
-    summary = read_mapping(folder / "summary.json") or {}
-    aggregate = read_mapping(folder / "results" / "aggregate.json") or {}
+    summary = read_object(folder / "summary.json") or {}
+    aggregate = read_object(folder / "results" / "aggregate.json") or {}
     return {
         "settings": member["overrides"],
         "train": summary.get("train"),

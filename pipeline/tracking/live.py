@@ -56,8 +56,7 @@ class Shipper:
 
 def is_mirrored(run_dir: Path) -> bool:
     """Whether some process is mirroring `run_dir` now."""
-    lock = lock_of(run_dir)
-    return lock.exists() and is_held(lock)
+    return is_held(lock_of(run_dir))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import yaml
 
 from pipeline.config.schema import TrackingConfig
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_object
 from pipeline.locks import is_held
 from pipeline.tracking.mlflow import Dataset, MetricPoint, dataset_of
 from pipeline.tracking.states import Piece, Progress, beginnings, latest, of_stages, of_training
@@ -92,7 +92,7 @@ def records(root: Path) -> list[RunRecord]:
         homes = [_home(root, root, "", name, stages)]
     children = [ingest, *(record for home in homes for record in home)]
     whole = of_stages(root, _pieces(stages)) if stages else homes[0][0].progress
-    if whole.state != "finished" and (_held(root / ".lock") or any(c.progress.state == "running" for c in children)):
+    if whole.state != "finished" and (is_held(root / ".lock") or any(c.progress.state == "running" for c in children)):
         whole = replace(whole, state="running")
     if members:
         top = RunRecord("", name, None, whole, config, _tags(config, whole), artifacts=_own_files(root))
@@ -315,11 +315,7 @@ def _config(root: Path) -> Json:
 
 def _json(file: Path) -> Json:
     """A JSON object; {} where there is no file, or not one that can be read."""
-    try:
-        value = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return read_object(file) or {}
 
 
 def _yaml(file: Path) -> Json:
@@ -333,7 +329,3 @@ def _yaml(file: Path) -> Json:
 
 def _mtime(file: Path) -> float:
     return file.stat().st_mtime if file.exists() else 0.0
-
-
-def _held(lock: Path) -> bool:
-    return lock.exists() and is_held(lock)

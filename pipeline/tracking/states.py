@@ -49,7 +49,7 @@ def of_stages(root: Path, pieces: Iterable[Piece]) -> Progress:
 
 def of_training(folder: Path) -> Progress:
     """Of RUN/train by itself."""
-    return _of_events(_events(folder / lives.FILE), lambda: _held(folder / ".lock"))
+    return _of_events(_events(folder / lives.FILE), lambda: is_held(folder / ".lock"))
 
 
 def beginnings(folder: Path) -> list[Event]:
@@ -86,7 +86,7 @@ def _of_piece(root: Path, stage: str, element: int) -> Progress:
     name = root / "stages" / f"{stage}.{element}"
     marker = _marker(name.with_name(f"{name.name}.json"))
     events = _events(name.with_name(f"{name.name}.attempts.jsonl")) or marker
-    progress = _of_events(events, lambda: _held(name.with_name(f"{name.name}.lock")))
+    progress = _of_events(events, lambda: is_held(name.with_name(f"{name.name}.lock")))
     if progress.state == "finished" and not marker:  # it was done, and something that it was made from has changed
         return Progress("scheduled", progress.began_at, progress.ended_at, progress.told)
     return progress
@@ -163,7 +163,3 @@ def _parsed_marker(file: Path, mtime_ns: int, size: int) -> tuple[Event, ...]:
     began_at = float(marker["started_at"])
     end = {"event": "end", "time": began_at + float(marker["seconds"]), "status": marker["status"]}
     return {"event": "begin", "time": began_at}, end
-
-
-def _held(lock: Path) -> bool:
-    return lock.exists() and is_held(lock)

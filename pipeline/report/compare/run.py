@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.report.facts import Json, Scores, read_aggregate, read_mapping, read_scores
+from pipeline.files import read_object
+from pipeline.report.facts import Json, Scores, read_aggregate, read_scores
 from pipeline.time_spent import TimeSpent, total_time
 from pipeline.tracking.directory import known_runs
 from pipeline.tracking.jsonl import Point, read_points
@@ -46,7 +47,7 @@ class Run:
     @cached_property
     def trained(self) -> Json | None:
         """train/summary.json: there once training has finished."""
-        return read_mapping(self.folder / "train" / "summary.json")
+        return read_object(self.folder / "train" / "summary.json")
 
     @cached_property
     def points(self) -> list[Point]:
@@ -66,17 +67,17 @@ class Run:
     @cached_property
     def export(self) -> Json | None:
         """model/export.json."""
-        return read_mapping(self.folder / "model" / "export.json")
+        return read_object(self.folder / "model" / "export.json")
 
     @cached_property
     def manifest(self) -> Json | None:
         """Of the corpus that the chain made."""
-        return read_mapping(self.home / "corpora" / self.corpus / "manifest.json", needs=("rows", "ok", "outcomes"))
+        return read_object(self.home / "corpora" / self.corpus / "manifest.json", needs=("rows", "ok", "outcomes"))
 
     @cached_property
     def environment(self) -> Json:
         """environment.json: code version, packages, machine."""
-        return read_mapping(self.home / "environment.json") or {}
+        return read_object(self.home / "environment.json") or {}
 
     @cached_property
     def mlflow(self) -> Json | None:
@@ -118,7 +119,7 @@ class Run:
     @cached_property
     def failure(self) -> str:
         """Why training failed, in the words of the first rank that said so; empty where none did."""
-        reasons = (str((read_mapping(beat) or {}).get("failed") or "") for beat in self._heartbeats)
+        reasons = (str((read_object(beat) or {}).get("failed") or "") for beat in self._heartbeats)
         return next((reason for reason in reasons if reason), "")
 
     @cached_property
@@ -185,7 +186,7 @@ def _read_recipe(path: Path) -> Json:
     if not path.is_file():
         return {}
     if path.suffix == ".json":
-        config = (read_mapping(path) or {}).get("config")
+        config = (read_object(path) or {}).get("config")
         return config if isinstance(config, dict) else {}
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
