@@ -7,14 +7,15 @@ counts only while both still hold: when an input changes, or a proof is gone or 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_json, sha256_file, write_json
+from pipeline.files import fingerprint, read_json, read_object, sha256_file, write_json
 from pipeline.launch.paths import RunPaths
 from pipeline.launch.run import Run
 from pipeline.launch.stages import Stage
+
+_NEEDS = ("fingerprint", "outputs", "seconds")
 
 
 def is_done(run: Run, stage: Stage, element: int) -> bool:
@@ -61,22 +62,14 @@ def mark_done(run: Run, stage: Stage, element: int, started_at: float, command: 
 
 def read_marker(paths: RunPaths, stage: Stage, element: int) -> dict[str, Any] | None:
     """The marker, or None if there is none that can be read."""
-    return _read(paths.marker(stage.name, element))
+    return read_object(paths.marker(stage.name, element), _NEEDS)
 
 
 def input_fingerprint(run: Run, stage: Stage, element: int) -> str:
     """Of the plan and of what the elements that this one needs left. The directory's own path is no part of it."""
     markers = [run.paths.marker(need.name, number) for need, number in run.needs(stage, element)]
-    inputs = {path.name: (_read(path) or {}).get("outputs") for path in markers}
+    inputs = {path.name: (read_object(path, _NEEDS) or {}).get("outputs") for path in markers}
     return fingerprint({"plan": read_json(run.paths.plan)["fingerprint"], "element": element, "inputs": inputs})
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        marker = read_json(path)
-        return marker if {"fingerprint", "outputs", "seconds"} <= marker.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _digests(run: Run, stage: Stage, element: int) -> dict[str, str | None]:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import TrackingConfig
-from pipeline.files import read_json, write_json
+from pipeline.files import read_object, write_json
 
 FILE = "mlflow.json"
+_NEEDS = ("tracking_uri", "experiment")
 _OWN = "sqlite:///mlflow.db"
 
 
@@ -49,7 +50,7 @@ def identify(root: Path, tracking: TrackingConfig) -> dict[str, Any]:
 
     One process at a time may do this.
     """
-    known = _read(root / FILE) or {}
+    known = read_object(root / FILE, _NEEDS) or {}
     if "id" not in known:
         uri = tracking_uri(tracking.uri, root)
         known = {
@@ -63,7 +64,7 @@ def identify(root: Path, tracking: TrackingConfig) -> dict[str, Any]:
 
 def remember(root: Path, run_ids: Mapping[str, str]) -> None:
     """Keep the ids of the runs, by key, the parent's being ''."""
-    known = _read(root / FILE)
+    known = read_object(root / FILE, _NEEDS)
     children = {key: run_id for key, run_id in run_ids.items() if key}
     ids = {"parent_run_id": run_ids.get(""), "runs": children}
     if known is not None and {**known, **ids} != known:
@@ -76,7 +77,7 @@ def known_runs(run_dir: Path) -> dict[str, Any] | None:
     Of a member of a sweep those that are its own.
     """
     root = root_of(run_dir)
-    known = _read(root / FILE) or {}
+    known = read_object(root / FILE, _NEEDS) or {}
     runs = {"": known.get("parent_run_id"), **known.get("runs", {})}
     own = run_dir.resolve().relative_to(root).as_posix().removeprefix(".")
     if runs.get(own) is None:
@@ -85,11 +86,3 @@ def known_runs(run_dir: Path) -> dict[str, Any] | None:
     children = {key.removeprefix(below): run_id for key, run_id in runs.items() if key != own and key.startswith(below)}
     uri = located(known["tracking_uri"], root)
     return {**known, "tracking_uri": uri, "parent_run_id": runs[own], "runs": children}
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        known = read_json(file)
-        return known if {"tracking_uri", "experiment"} <= known.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
