@@ -1,7 +1,7 @@
-"""Child processes that never outlive the process that started them.
+"""Child processes that end with the process that started them, neither before it nor after.
 
 A killed launcher must not leave children that go on writing into files which the next run takes over. Linux tells a
-process that its parent is gone (prctl PR_SET_PDEATHSIG); elsewhere these functions do nothing.
+process that its parent is gone (prctl PR_SET_PDEATHSIG); elsewhere `die_with_parent` does nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,20 @@ import os
 import signal
 import sys
 
+from pipeline.stopping import SIGNALS
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def follow_parent(niceness: int) -> None:
+    """Ignore signals, which go to whole process groups: this process ends with its parent. It yields the CPU to it.
+
+    niceness: what is added to this process's.
+    """
+    for number in (*SIGNALS, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(niceness)
 
 
 def die_with_parent(parent: int) -> None:
