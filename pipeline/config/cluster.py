@@ -115,6 +115,7 @@ def limit_seconds(time: str) -> int:
 
 
 def _only_comments(path: Path) -> bool:
-    return path.is_file() and not any(
-        line.strip() and not line.lstrip().startswith("#") for line in path.read_text(encoding="utf-8").splitlines()
-    )
+    if not path.is_file():
+        return False
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return not any(line.strip() and not line.lstrip().startswith("#") for line in lines)

@@ -8,6 +8,7 @@ config = load_recipe("demo", ["train.steps=100", "objectives.neuclip.rho=6.5"])
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -19,6 +20,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import UserError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+# What PyYAML raises: dates and numbers that are none, and nesting without end, are no YAMLErrors.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -45,6 +48,13 @@ def with_overrides(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
     for override in overrides:
         _apply(tree, override)
     return parse(RunConfig, tree, where=config.name)
+
+
+def override(key: str, text: str) -> str:
+    """`key="text"`, which `with_overrides` reads as this text, whatever is in it."""
+    # YAML's own quotes: JSON writes characters beyond 16 bits in two halves, which stay halves in YAML.
+    quoted: str = yaml.safe_dump(text, default_style='"', width=math.inf)
+    return f"{key}={quoted.strip()}"
 
 
 def find_recipe(recipe: str | Path) -> Path:
@@ -87,7 +97,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}") from error
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} should be a mapping of settings, not {type(tree).__name__}")
@@ -127,7 +137,7 @@ def _value(text: str, override: str) -> Any:
     text = text.strip()
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
     if isinstance(value, dict) and not text.startswith("{"):
         return text

@@ -1,7 +1,7 @@
 """Every setting of a run, typed, frozen and validated; the defaults are here and nowhere else.
 
-Units are in the names. `objectives` is the one open place: each objective owns its typed options (a `Config`
-beside its class) and checks them when it is built.
+Units are in the names. `objectives` holds the options of any number of objectives; those of the chosen one are checked
+(`pipeline.config.objectives`) when a run is planned, and when the objective is built.
 """
 
 from __future__ import annotations
@@ -305,7 +305,7 @@ class RunConfig(Section):
     description: str = ""
     seed: int = Field(0, ge=0, lt=2**63)
     data: str | None = None  # folder that the corpus is made from, for recipes that start from local files
-    objective: str = "neuclip"  # a name of pipeline.objectives.REGISTRY
+    objective: str = "neuclip"  # a name of pipeline.config.objectives.OPTIONS
     objectives: dict[str, dict[str, Any]] = Field(default_factory=dict)  # options, by objective name
     corpus: CorpusConfig = CorpusConfig()
     loader: LoaderConfig = LoaderConfig()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.options import tasks_option
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from pipeline.evaluation.tasks import Task
 
 _data = click.argument("data", type=click.Path(file_okay=False, path_type=Path))
-_tasks = click.option("--tasks", default="all", show_default=True, help="Names separated by commas, or all.")
 
 
 @click.group("eval-data")
@@ -56,7 +56,7 @@ def list_tasks(data: Path | None) -> None:
 
 @eval_data.command()
 @_data
-@_tasks
+@tasks_option
 @click.option("--dry-run", is_flag=True, help="Say what would be fetched; fetch nothing.")
 def download(data: Path, tasks: str, dry_run: bool) -> None:
     """Fetch the tasks' files from the Hugging Face hub to DATA.
@@ -82,12 +82,13 @@ def download(data: Path, tasks: str, dry_run: bool) -> None:
         click.echo(f"{fetched} files fetched. Next: neuclip eval-data check {data}")
     if problems:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in problems.items())
-        raise UserError(f"{len(problems)} of {len(chosen)} tasks cannot be had, the others can:{reasons}")
+        others = "" if len(problems) == len(chosen) else ", the others can"
+        raise UserError(f"{len(problems)} of {len(chosen)} tasks cannot be had{others}:{reasons}")
 
 
 @eval_data.command()
 @_data
-@_tasks
+@tasks_option
 @click.option("--thorough", is_flag=True, help="Decode every image, and compare checksums of what was downloaded.")
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Tasks at once.")
 def check(data: Path, tasks: str, thorough: bool, processes: int) -> None:

@@ -14,12 +14,9 @@ from typing import Any, Literal
 import click
 
 from pipeline import __version__
-from pipeline.cli_chain import jobs_option, logs, retry, selection_options, status, sweep_option, work
-from pipeline.cli_eval_data import eval_data
-from pipeline.cli_evaluate import aggregate, evaluate
-from pipeline.cli_runs import compare, runs, ui, watch
-from pipeline.cli_slurm import cancel, submit
-from pipeline.cli_sync import sync
+from pipeline.cli import chain, eval_data, evaluate, runs, slurm, sync
+from pipeline.cli.options import jobs_option, selection_options, sweep_option
+from pipeline.commands import Commands
 from pipeline.errors import UserError
 from pipeline.processes import die_with_parent
 
@@ -28,24 +25,7 @@ Settings are given as key=value with dotted keys, on top of the recipe:
   train.steps=100 objectives.neuclip.rho=6.5 loader.workers=2"""
 
 
-class _Group(click.Group):
-    """Commands in the order of a run; a UserError becomes one clear message and its exit status."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_status)
-        except OSError as error:
-            click.echo(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
-            ctx.exit(2)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="neuclip")
 def main() -> None:
     """Train and evaluate CLIP models: NeuCLIP and its rivals on DeepSpeed, from image URLs to a report.
@@ -58,6 +38,8 @@ def main() -> None:
     \b
     Each stage is a command of its own, `data-prep` before these: train, export, evaluate, report.
     """
+    if sys.stdout is None:  # closed by who started this (`>&-`)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if "RANK" in os.environ:  # a launcher's worker; torchrun starts them in sessions that a kill of it does not reach
         die_with_parent(os.getppid())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -73,7 +55,7 @@ _workdir = click.option(
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
-@main.command()
+@click.command()
 @_workdir
 @click.option("--quick", is_flag=True, help="A tenth of the images and steps: shows that everything works, not scores.")
 @jobs_option
@@ -91,7 +73,7 @@ def demo(workdir: Path, quick: bool, jobs: int, overrides: tuple[str, ...]) -> N
     _run("demo", workdir, (*(QUICK if quick else ()), *overrides), jobs)
 
 
-@main.command(epilog=OVERRIDES)
+@click.command(epilog=OVERRIDES)
 @click.argument("recipe")
 @_workdir
 @sweep_option
@@ -133,7 +115,7 @@ def _run(
     print_outcome(*bring_to_done(settled, jobs, first, only))
 
 
-@main.command(epilog=OVERRIDES)
+@click.command(epilog=OVERRIDES)
 @click.argument("recipe")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Run directory; writes RUN/train.")
 @click.option("--dry-run", is_flag=True, help="Show the resolved recipe, steps, memory and traffic; train nothing.")
@@ -168,7 +150,7 @@ def train(recipe: str, run_dir: Path | None, dry_run: bool, ranks: int | None, o
     sys.exit(train(config, run_dir))
 
 
-@main.command()
+@click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
@@ -196,34 +178,42 @@ def export(checkpoint: Path, out: Path, weights: Literal["auto", "average", "las
     click.echo(f"{out}: {what}")
 
 
-main.add_command(evaluate)
-main.add_command(aggregate)
-main.add_command(eval_data)
-main.add_command(sync)
-
-
-@main.command()
+@click.command()
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(run_dir: Path) -> None:
-    """Write RUN_DIR/report.html and summary.json.
+    """Write RUN_DIR/report.html, summary.json and figures/.
 
     From what the stages left there; what has not run yet is said to be missing. The page is one file that needs
-    no network.
+    no network. Of a sweep it is compare.html, its members side by side.
 
     \b
     Example:
       neuclip report runs/birds
     """
-    from pipeline.report import build_report
+    from pipeline.report.build import build_report
 
     click.echo(build_report(run_dir))
 
 
-main.add_command(status)
-main.add_command(logs)
-main.add_command(retry)
-main.add_command(submit)
-main.add_command(cancel)
-main.add_command(work)
-for reading in (runs, compare, watch, ui):
-    main.add_command(reading)
+for command in (
+    demo,
+    run,
+    train,
+    export,
+    evaluate.evaluate,
+    evaluate.aggregate,
+    eval_data.eval_data,
+    sync.sync,
+    report,
+    chain.status,
+    chain.logs,
+    chain.retry,
+    slurm.submit,
+    slurm.cancel,
+    chain.work,
+    runs.runs,
+    runs.compare,
+    runs.watch,
+    runs.ui,
+):
+    main.add_command(command)

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from pipeline.cli_eval_data import draw_tasks
+from pipeline.cli.eval_data import draw_tasks
+from pipeline.cli.options import tasks_option
 from pipeline.errors import UserError
 from pipeline.locks import taking_turns
 
 FABRICATED_DATA = "evaldata"  # below --out
 UNTRAINED_MODEL = "tiny-with-random-weights"  # the folder's name is what every result calls the model
-_tasks = click.option("--tasks", default="all", show_default=True, help="Names separated by commas, or all.")
 _mlflow = click.option(
     "--mlflow/--no-mlflow",
     default=None,
@@ -30,7 +30,7 @@ _mlflow = click.option(
     help="Folder of the tasks' files; of DataComp's where it has no tasks.yaml.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for <task>.json and aggregate.json.")
-@_tasks
+@tasks_option
 @click.option(
     "--fabricated",
     is_flag=True,
@@ -111,7 +111,8 @@ def _evaluate(
     with evaluation_progress() as progress:
         evaluate(model, data, out, chosen, rank=rank, world_size=world_size, progress=progress, **options)
     if world_size > 1:
-        click.echo(f"worker {rank} of {world_size} is done. Once all are: neuclip aggregate {out} --data {data}")
+        then = f"neuclip aggregate {out} --data {data} --model {model}"
+        click.echo(f"worker {rank} of {world_size} is done. Once all are: {then}")
         return
     summary = aggregate(out, data, chosen)
     write_card(model, summary)
@@ -137,10 +138,17 @@ def _compare(a: Path, b: Path, tasks: Any, resamples: int, seed: int, as_json: b
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help=f"The folder that they are of.  [default: RESULTS/{FABRICATED_DATA}, where --fabricated draws]",
 )
-@_tasks
+@tasks_option
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder of the model that they are of: its README.md gets the scores.",
+)
 @click.option("--partial", is_flag=True, help="The mean of what is there, under the name partial_mean.")
 @_mlflow
-def aggregate(results: Path, data: Path | None, tasks: str, partial: bool, mlflow: bool | None) -> None:
+def aggregate(
+    results: Path, data: Path | None, tasks: str, model: Path | None, partial: bool, mlflow: bool | None
+) -> None:
     """The average of RESULTS, and of the groups of their tasks.
 
     Writes RESULTS/aggregate.json, and eval_results.jsonl as DataComp's evaluate.py does. Where a result is missing, or
@@ -148,11 +156,14 @@ def aggregate(results: Path, data: Path | None, tasks: str, partial: bool, mlflo
     """
     from pipeline.evaluation.aggregate import aggregate
     from pipeline.launch.scores import print_scores
+    from pipeline.models.model_card import write_card
 
     data = data or results / FABRICATED_DATA
     if not data.is_dir():
         raise UserError(f"no {data}: say with --data which folder the results are of")
     summary = aggregate(results, data, _chosen(tasks), partial)
+    if model is not None:
+        write_card(model, summary)
     _record(results, summary, mlflow)
     print_scores(summary)
 

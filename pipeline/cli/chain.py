@@ -1,44 +1,24 @@
-"""Commands on a run that is planned: `neuclip work`, `status`, `logs`, `retry`; options of those that plan one."""
+"""Commands on a run that is planned: `neuclip work`, `status`, `logs`, `retry`."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.cli.options import jobs_option, selection_options
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.launch.run import Run
-    from pipeline.launch.state import JobState
+    from pipeline.launch.state import RunState
 
 run_dir_argument = click.argument("run_dir", metavar="RUN", type=click.Path(file_okay=False, path_type=Path))
-jobs_option = click.option(
-    "--jobs",
-    type=click.IntRange(1),
-    default=lambda: max(1, (os.cpu_count() or 1)),
-    show_default="number of cores",
-    help="Elements of one stage (work items of ingest) that run at once.",
-)
-
-
-def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--from` and `--only`, as arguments `first` and `only`."""
-    command = click.option("--only", metavar="STAGE", help="This stage and no other.")(command)
-    return click.option("--from", "first", metavar="STAGE", help="This stage and those after it.")(command)
-
-
-sweep_option = click.option(
-    "--sweep",
-    multiple=True,
-    metavar="KEY=VALUE,VALUE,...",
-    help="Train with each value; several --sweep give all combinations. Corpus and evaluation are shared.",
-)
 
 
 @click.command()
@@ -73,11 +53,12 @@ def work(run_dir: Path, stage: str, element: int, launcher: str) -> None:
     from pipeline.launch.work import work
 
     run, job = Run.open(run_dir), describe_job(os.environ)
-    status = work(run, run.stage(stage), element, launcher, job)
-    if launcher == "srun" and job is not None:
-        from pipeline.launch.slurm.after import after
+    if launcher != "srun" or job is None:
+        sys.exit(work(run, run.stage(stage), element, launcher, job))
+    from pipeline.launch.slurm.after import after, ending
 
-        after(run, stage, element, status, job)
+    status = work(run, run.stage(stage), element, launcher, job, partial(ending, run, job))
+    after(run, stage, element, status, job)
     sys.exit(status)
 
 
@@ -100,11 +81,10 @@ def status(run_dir: Path, as_json: bool) -> None:
       neuclip status demo
     """
     from pipeline.launch.run import Run
-    from pipeline.launch.state import run_state
     from pipeline.launch.status import print_status
 
     run = Run.open(run_dir)
-    state = run_state(run, _jobs_of(run))
+    state = _state_of(run)
     if as_json:
         click.echo(json.dumps(state.to_json(), indent=2))
     else:
@@ -128,15 +108,10 @@ def logs(run_dir: Path, stage: str | None, element: int | None, follow: bool) ->
     """
     from pipeline.launch.logs import choose, show_log
     from pipeline.launch.run import Run
-    from pipeline.launch.state import run_state
 
     run = Run.open(run_dir)
-    show_log(
-        run,
-        *choose(run, run_state(run, _jobs_of(run)), stage, element),
-        follow,
-        lambda text: click.echo(text, nl=False),
-    )
+    chosen = choose(run, _state_of(run), stage, element)
+    show_log(run, *chosen, follow, lambda text: click.echo(text, nl=False))
 
 
 @click.command()
@@ -160,7 +135,7 @@ def retry(run_dir: Path, first: str | None, only: str | None, jobs: int) -> None
 
     paths = open_plan(run_dir)
     if backend.was_submitted(paths):
-        from pipeline.cli_slurm import say
+        from pipeline.cli.slurm import say
         from pipeline.launch.slurm.site import kept_cluster
 
         say(backend.submit_run(paths, kept_cluster(paths.root), first, only), run_dir)
@@ -168,12 +143,14 @@ def retry(run_dir: Path, first: str | None, only: str | None, jobs: int) -> None
     print_outcome(*bring_to_done(paths, jobs, first, only))
 
 
-def _jobs_of(run: Run) -> dict[tuple[str, int], JobState] | None:
-    """What the scheduler has of a run that was submitted; None, with a warning, where it does not answer."""
+def _state_of(run: Run) -> RunState:
+    """With what the scheduler knows of a run that was submitted, where it answers."""
     from pipeline.launch.slurm import backend
+    from pipeline.launch.slurm.ended import explained
+    from pipeline.launch.state import run_state
 
     try:
-        return backend.job_states(run.paths)
+        return explained(run.paths, run_state(run, backend.job_states(run.paths)))
     except UserError as error:
         click.echo(f"warning: jobs are not shown: {error}", err=True)
-        return None
+        return run_state(run)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli_chain import selection_options, sweep_option
+from pipeline.cli.options import selection_options, sweep_option
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:

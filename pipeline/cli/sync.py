@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.errors import UserError
+from pipeline.locks import InUse
 
 if TYPE_CHECKING:
     from pipeline.tracking.mirror import Sent
@@ -24,8 +25,8 @@ def sync(run_dirs: tuple[Path, ...], uri: str | None) -> None:
     """Send what MLflow lacks of each RUN, exactly once.
 
     For runs whose server was away, or that were killed: points, parameters, scores, files and states. The server is
-    asked what it has, so the command may be given, broken off and given again at any time. With --to all of it goes
-    to a second server as well.
+    asked what it has, so the command may be given, broken off and given again at any time; a command on RUN that has
+    just ended is given a minute to send the rest itself. With --to all of it goes to a second server as well.
 
     \b
     Ends with 0 when the server has everything, else with 2.
@@ -49,6 +50,7 @@ def sync(run_dirs: tuple[Path, ...], uri: str | None) -> None:
 
 def _sync(run_dir: Path, uri: str | None, show: Callable[[str], None]) -> list[str]:
     """Send one run directory and say what was sent; returns why something is left."""
+    from pipeline.tracking.live import CLOSE_SECONDS, is_mirrored
     from pipeline.tracking.mirror import Mirror, Sent, only_mirror
 
     so_far = Sent()
@@ -58,10 +60,15 @@ def _sync(run_dir: Path, uri: str | None, show: Callable[[str], None]) -> list[s
         so_far = sent
         show(f"{run_dir}: {_words(sent)}")
 
+    if is_mirrored(run_dir):
+        show(f"{run_dir}: waiting for the process that is sending it")
     try:
-        with only_mirror(run_dir):
+        # One that its command left behind takes CLOSE_SECONDS at most, and again for what another one left to it.
+        with only_mirror(run_dir, patience_seconds=2 * CLOSE_SECONDS):
             mirror = Mirror(run_dir, uri, keep)
             sent = mirror.advance()
+    except InUse as error:
+        return [f"{error} (While a run goes on, it sends everything by itself.)"]
     except UserError as error:
         return [str(error)]
     except Exception as error:  # whatever mlflow and its databases raise

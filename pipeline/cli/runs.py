@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _one_run = click.argument("run_dir", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
 
@@ -24,14 +27,14 @@ def runs(roots: tuple[str, ...], where: str | None, sort: str | None, form: str 
     were evaluated there is no average, but a partial mean that says so. ROOT is a folder or a quoted pattern.
 
     CONDITION compares columns (run, state, objective, corpus, seed, samples, seconds, gpu_hours, cpu_hours, loss,
-    average, partial_mean, tasks, of) and settings by their dotted names, with and, or, not, in.
+    average, partial_mean, tasks, of, damaged) and settings by their dotted names, with and, or, not, in.
 
     \b
     Example:
       neuclip runs runs --where "state=evaluated and train.global_batch_size>=1024" --sort -average
     """
     from pipeline.report.compare.find import find_runs
-    from pipeline.report.compare.listing import as_csv, as_json, as_table, select
+    from pipeline.report.compare.listing import as_csv, as_json, as_table, select, warnings
 
     rows = select(find_runs(roots), where, sort)
     if form == "csv":
@@ -40,6 +43,8 @@ def runs(roots: tuple[str, ...], where: str | None, sort: str | None, form: str 
         click.echo(as_json(rows))
     else:
         _console().print(as_table(rows))
+    for warning in warnings(rows):
+        click.echo(f"warning: {warning}", err=True)
 
 
 @click.command()
@@ -82,6 +87,8 @@ def watch(run_dir: Path, once: bool) -> None:
     Example:
       neuclip watch runs/birds
     """
+    from rich.console import Console
+
     from pipeline.report.watch import watch
 
     watch(run_dir.resolve(), Console(), once)
@@ -113,4 +120,6 @@ def ui(run_dir: Path, port: int) -> None:
 
 def _console() -> Console:
     """As wide as the terminal; wide enough for a table where there is none."""
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
