@@ -2,12 +2,13 @@
 
     python benchmarks/tracking.py [--quick] [--step-seconds 0.1] [--server-away]
 
-A loop that does nothing but burn `--step-seconds` per step has the metrics of a real run (as many tensors as NeuCLIP
-logs), the trainer's own callback, and rank 0's trackers: metrics.jsonl, the terminal (a file here), the record of
-lives, the shipper to an SQLite file; and a thread that reads system metrics. --server-away: the shipper's server never
-answers. `overhead_share` is the time of the callback, in every step, over the time of all steps: 0.001 is what may be
-spent. On a machine that does other things at the same time it counts their turns too; `overhead_share_of_cpu_time`
-does not. What the thread and the shipper take of the CPU is told besides.
+A loop that does nothing but burn `--step-seconds` per step has as many metrics as a run of NeuCLIP (fresh tensors and
+numbers of each step, more of them in the steps that are logged), the trainer's own callback, and rank 0's trackers:
+metrics.jsonl, the terminal (a file here), the record of lives, the shipper to an SQLite file; and a thread that reads
+system metrics. --server-away: the shipper's server never answers. `overhead_share` is the time of the callback, in
+every step, over the time of all steps: 0.001 is what may be spent. On a machine that does other things at the same time
+it counts their turns too; `overhead_share_of_cpu_time` does not. What the
+thread and the shipper take of the CPU is told besides.
 
 Prints one JSON line. --quick: 100 steps; else 1000, written to benchmarks/results/tracking.json.
 """
@@ -33,12 +34,14 @@ import yaml
 from lab.study import RESULTS, machine
 from pipeline.callbacks import Logging
 from pipeline.config.loader import load_recipe
+from pipeline.distributed import World
 from pipeline.files import write_json
-from pipeline.tracking import training_tracker
 from pipeline.tracking.metrics import MetricBuffer
 from pipeline.tracking.system import watched
+from pipeline.tracking.training import training_tracker
 
-LOG_EVERY_STEPS, METRICS, BATCH = 10, 30, 512
+LOG_EVERY_STEPS, BATCH = 10, 512
+TENSORS, TENSORS_OF_LOGGED_STEPS, NUMBERS = 14, 18, 3  # of a step's output, as training `demo` gives them
 
 
 @contextlib.contextmanager
@@ -63,11 +66,10 @@ def measure(folder: Path, uri: str, steps: int, step_seconds: float) -> dict[str
         progress=progress,
         total_steps=steps,
         corpus=range(10**6),
-        world=SimpleNamespace(device=torch.device("cpu")),
+        world=World(rank=0, local_rank=0, size=1, device=torch.device("cpu")),
         tracker=training_tracker(config.tracking, folder, train / "metrics.jsonl", (0, 0), steps, {}),
     )
     callback = Logging(LOG_EVERY_STEPS, 0)
-    output: Any = SimpleNamespace(metrics={f"train/metric_{n}": torch.rand(()) for n in range(METRICS)})
     steps_seen: list[tuple[float, float, float]] = []  # seconds of a step; of tracking in it; of CPU for that
     threads_began = time.process_time() - time.thread_time()
     with watched(train, 0, lambda: (progress.step, progress.samples_seen), config.tracking.system_every_seconds):
@@ -76,7 +78,10 @@ def measure(folder: Path, uri: str, steps: int, step_seconds: float) -> dict[str
             burn(step_seconds)
             progress.step += 1
             progress.samples_seen += BATCH
+            output: Any = SimpleNamespace(metrics=metrics_of(progress.step))
             began, cpu_began = time.perf_counter(), time.thread_time()
+            trainer.metrics.record("data/wait_seconds", 0.001)
+            trainer.metrics.record("data/empty_captions", 0.0)
             callback.after_step(trainer, None, output)  # type: ignore[arg-type]
             ended = time.perf_counter()
             steps_seen.append((ended - started, ended - began, time.thread_time() - cpu_began))
@@ -91,6 +96,15 @@ def measure(folder: Path, uri: str, steps: int, step_seconds: float) -> dict[str
         "log_point_microseconds": 1e6 * statistics.median(spent[LOG_EVERY_STEPS - 1 :: LOG_EVERY_STEPS]),
         "thread_share_of_a_core": of_threads / sum(whole),
         "shipper_share_of_a_core": (of_shipper.ru_utime + of_shipper.ru_stime) / sum(whole),
+    }
+
+
+def metrics_of(step: int) -> dict[str, torch.Tensor | float]:
+    """A step's output: new tensors, as an objective makes them."""
+    tensors = TENSORS if step % LOG_EVERY_STEPS else TENSORS_OF_LOGGED_STEPS
+    return {
+        **{f"train/tensor_{n}": torch.rand(()) for n in range(tensors)},
+        **{f"train/number_{n}": float(n) for n in range(NUMBERS)},
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 Status = Literal["finished", "failed", "preempted"]
+EVALUATION = "eval/"  # begins the names of scores of checkpoints, which come late and are logged by themselves
 
 _log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -10,19 +11,13 @@ from typing import IO
 
 import click
 
-from pipeline.tracking.base import Status
+from pipeline.tracking.base import EVALUATION, Status
+from pipeline.tracking.names import METRICS
 
-# (metric, label, format): what is worth a place in the line, in this order. The rest is in metrics.jsonl.
+# What is worth a place in the line, in this order. The rest is in metrics.jsonl.
 _SHOWN = (
-    ("train/loss", "loss", "{:.4f}"),
-    ("train/tau", "tau", "{:.4f}"),
-    ("train/lr", "lr", "{:.2e}"),
-    ("train/grad_norm", "grad", "{:.3f}"),
-    ("npn/log_normalizer_mse", "log-normalizer error", "{:.4f}"),
-    ("train/samples_per_second", "samples/s", "{:,.0f}"),
-)
-
-_EVALUATION = "eval/"
+    "train/loss", "train/tau", "train/lr", "train/grad_norm", "npn/log_normalizer_mse", "train/samples_per_second",
+)  # fmt: skip
 
 
 class ConsoleTracker:
@@ -35,22 +30,25 @@ class ConsoleTracker:
         self._total_steps = total_steps
         self._start_step = start_step
         self._started = time.monotonic()
-        self._stream = stream
+        self._stream = stream or sys.stdout
+        # Looked at once: a line is written within a training step.
+        self._colored = self._stream.isatty() and "NO_COLOR" not in os.environ
+        self._labels = {name: self._dim(f"  {METRICS[name].label} ") for name in _SHOWN}
 
     def log(self, metrics: Mapping[str, float], step: int, samples_seen: int) -> None:
         width = len(str(self._total_steps))
         parts = [
-            click.style(f"step {step:>{width}}/{self._total_steps}", bold=True),
-            _dim(f"  samples {samples_seen:,}"),
+            self._styled(f"step {step:>{width}}/{self._total_steps}", bold=True),
+            self._dim(f"  samples {samples_seen:,}"),
         ]
-        for name, label, form in _SHOWN:
+        for name, label in self._labels.items():
             if name in metrics:
-                parts += (_dim(f"  {label} "), form.format(metrics[name]))
-        scores = [name for name in metrics if name.startswith(_EVALUATION)]
+                parts += (label, format(metrics[name], METRICS[name].form))
+        scores = [name for name in metrics if name.startswith(EVALUATION)]
         for name in scores:
-            parts += (_dim(f"  {name} "), f"{metrics[name]:.4f}")
+            parts += (self._dim(f"  {name} "), f"{metrics[name]:.4f}")
         if not scores:  # they are of an earlier step
-            parts.append(_dim(f"  left {self._left(step)}"))
+            parts.append(self._dim(f"  left {self._left(step)}"))
         self._say("".join(parts))
 
     def close(self, status: Status) -> None:
@@ -58,7 +56,8 @@ class ConsoleTracker:
         self._say(f"training {status} after {seconds}")
 
     def _say(self, line: str) -> None:
-        click.echo(line, file=self._stream, color=False if "NO_COLOR" in os.environ else None)
+        self._stream.write(line + "\n")
+        self._stream.flush()
 
     def _left(self, step: int) -> str:
         done = step - self._start_step
@@ -67,6 +66,8 @@ class ConsoleTracker:
         rate = (time.monotonic() - self._started) / done
         return str(timedelta(seconds=round(rate * max(0, self._total_steps - step))))
 
+    def _dim(self, text: str) -> str:
+        return self._styled(text, dim=True)
 
-def _dim(text: str) -> str:
-    return click.style(text, dim=True)
+    def _styled(self, text: str, **style: bool) -> str:
+        return click.style(text, **style) if self._colored else text

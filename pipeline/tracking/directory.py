@@ -13,14 +13,20 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from pipeline.config.schema import TrackingConfig
-from pipeline.files import read_object, write_json
+from pipeline.files import write_json
+from pipeline.run_files import TRACKED_RUNS
+from pipeline.typed_files import Reader
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import TrackingConfig
 
 FILE = "mlflow.json"
-_NEEDS = ("tracking_uri", "experiment")
-_OWN = "sqlite:///mlflow.db"
+DATABASE = "mlflow.db"
+_SQLITE = "sqlite:///"
+_OWN = f"{_SQLITE}{DATABASE}"
 
 
 def root_of(run_dir: Path) -> Path:
@@ -42,19 +48,31 @@ def tracking_uri(configured: str | None, run_dir: Path) -> str:
 
 def located(uri: str, run_dir: Path) -> str:
     """A uri of mlflow.json as MLflow takes it."""
-    return f"sqlite:///{run_dir.resolve() / 'mlflow.db'}" if uri == _OWN else uri
+    return uri_of(run_dir.resolve() / DATABASE) if uri == _OWN else uri
+
+
+def uri_of(database: Path) -> str:
+    """Of an SQLite file, in which `?` and `%` are written as %3F and %25. database: absolute."""
+    return _SQLITE + str(database).replace("%", "%25").replace("?", "%3F")
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of an SQLite uri; None for a server."""
+    return Path(unquote(uri.removeprefix(_SQLITE))).resolve() if uri.startswith(_SQLITE) else None
 
 
 def identify(root: Path, tracking: TrackingConfig) -> dict[str, Any]:
-    """What mlflow.json says; it is begun if need be, and then the runs stay where they are begun.
+    """What mlflow.json says; it is begun if need be, and the runs stay where they are begun.
 
-    One process at a time may do this.
+    As long as none is, a place that is named now counts: the one before may have been a mistake. One process at a time
+    may do this. Raises UserError where the file is damaged: a new one would be of other runs.
     """
-    known = read_object(root / FILE, _NEEDS) or {}
-    if "id" not in known:
+    known = TRACKED_RUNS.read(root / FILE) or {}
+    named = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if "id" not in known or (named and not known.get("parent_run_id")):
         uri = tracking_uri(tracking.uri, root)
         known = {
-            "id": uuid.uuid4().hex,
+            "id": known.get("id", uuid.uuid4().hex),
             "tracking_uri": _OWN if uri == located(_OWN, root) else uri,
             "experiment": tracking.experiment,
         }
@@ -64,20 +82,20 @@ def identify(root: Path, tracking: TrackingConfig) -> dict[str, Any]:
 
 def remember(root: Path, run_ids: Mapping[str, str]) -> None:
     """Keep the ids of the runs, by key, the parent's being ''."""
-    known = read_object(root / FILE, _NEEDS)
+    known = TRACKED_RUNS.read(root / FILE)
     children = {key: run_id for key, run_id in run_ids.items() if key}
     ids = {"parent_run_id": run_ids.get(""), "runs": children}
     if known is not None and {**known, **ids} != known:
         write_json(root / FILE, {**known, **ids})
 
 
-def known_runs(run_dir: Path) -> dict[str, Any] | None:
+def known_runs(run_dir: Path, read: Reader) -> dict[str, Any] | None:
     """{tracking_uri, experiment, parent_run_id, runs}, the uri as MLflow takes it; None before there are runs.
 
     Of a member of a sweep those that are its own.
     """
     root = root_of(run_dir)
-    known = read_object(root / FILE, _NEEDS) or {}
+    known = read(TRACKED_RUNS, root / FILE) or {}
     runs = {"": known.get("parent_run_id"), **known.get("runs", {})}
     own = run_dir.resolve().relative_to(root).as_posix().removeprefix(".")
     if runs.get(own) is None:

@@ -15,10 +15,12 @@ from typing import Any
 from pipeline.config.schema import TrackingConfig
 from pipeline.files import fingerprint
 from pipeline.locks import InUse
+from pipeline.tracking.accepted import MetricPoint, tags_of
 from pipeline.tracking.directory import known_runs, tracking_uri
 from pipeline.tracking.mirror import Mirror, only_mirror
-from pipeline.tracking.mlflow import MetricPoint, MlflowServer, tags_of
-from pipeline.tracking.record import scores_of
+from pipeline.tracking.mlflow import MlflowServer
+from pipeline.tracking.records import scores_of
+from pipeline.typed_files import Reader
 
 _IDENTITY = ("checkpoint_sha256", "model_config_sha256", "precision")
 _KEY = "evaluate"
@@ -32,7 +34,9 @@ def record_evaluation(out: Path, summary: Mapping[str, Any], anywhere: bool) -> 
     Nothing is raised if the server is away.
     """
     home = out.resolve().parent
-    known = known_runs(home)
+    known = known_runs(home, read := Reader())
+    for problem in read.problems:
+        _log.warning("%s", problem)
     if known is None and not anywhere:
         return
     place = known or {

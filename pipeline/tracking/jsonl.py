@@ -12,11 +12,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.tracking.base import Status
+from pipeline.tracking.base import EVALUATION, Status
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)  # a point is written within a step
+LATEST = 1e11  # unix seconds: the year 5138
 
 
 class Point(NamedTuple):
@@ -25,7 +28,7 @@ class Point(NamedTuple):
     step: int
     samples_seen: int
     time: float
-    metrics: dict[str, float]
+    metrics: Mapping[str, float]
 
 
 class JsonlTracker:
@@ -43,7 +46,7 @@ class JsonlTracker:
         self._stream = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def log(self, metrics: Mapping[str, float], step: int, samples_seen: int) -> None:
-        line = _encode(Point(step, samples_seen, time.time(), dict(metrics)))
+        line = _encode(Point(step, samples_seen, time.time(), metrics))
         size = os.fstat(self._stream.fileno()).st_size
         try:
             written = self._stream.write(line)
@@ -60,6 +63,19 @@ class JsonlTracker:
 def read_points(path: Path) -> list[Point]:
     """Every whole line of the file; empty if there is no file."""
     return [point for point, _ in iterate_points(path)] if path.exists() else []
+
+
+def last_points(path: Path, size: int = 100_000) -> list[Point]:
+    """Those of the last `size` bytes of the file, which may be long; empty if there is no file."""
+    if not path.exists():
+        return []
+    begin = max(0, path.stat().st_size - size)  # in the middle of a line, which is passed over
+    return [point for point, _ in iterate_points(path, begin)]
+
+
+def of_steps(points: Iterable[Point]) -> list[Point]:
+    """Those that training logged of its steps: samples_seen never falls. Left out are scores of checkpoints."""
+    return [point for point in points if not any(name.startswith(EVALUATION) for name in point.metrics)]
 
 
 def iterate_points(path: Path, offset: int = 0) -> Iterator[tuple[Point, int]]:
@@ -89,16 +105,17 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _encode(point: Point) -> bytes:
-    numbers = {name: float(value) for name, value in point.metrics.items()}
-    metrics = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
+    metrics = {name: float(x) if math.isfinite(x) else str(float(x)) for name, x in point.metrics.items()}
     document = {**point._asdict(), "metrics": metrics}
-    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    return _ENCODER.encode(document).encode() + b"\n"
 
 
 def _decode(line: bytes) -> Point | None:
     try:
         document = json.loads(line)
         metrics = {str(name): float(value) for name, value in document["metrics"].items()}
-        return Point(int(document["step"]), int(document["samples_seen"]), float(document["time"]), metrics)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        point = Point(int(document["step"]), int(document["samples_seen"]), float(document["time"]), metrics)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+    possible = 0 <= point.step < 2**63 and 0 <= point.samples_seen < 2**63 and 0 <= point.time <= LATEST
+    return point if possible else None

@@ -8,7 +8,6 @@ A begin without an end, while nobody holds RUN/train/.lock, is a life that was k
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -17,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
+from pipeline.files import append_line
 from pipeline.tracking.base import Status
 
 FILE = "lives.jsonl"
@@ -31,29 +32,21 @@ class LivesTracker:
         self._begin: dict[str, Any] | None = {
             "event": "begin", "time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), **self._at, **told
         }  # fmt: skip
-        with suppress(OSError):  # a full disk: it is tried again with the next word, whose caller hears of it
+        # A full disk: it is tried again with the next word, whose caller hears of it.
+        with suppress(OSError, UserError):
             self._note_begin()
 
     def log(self, metrics: Mapping[str, float], step: int, samples_seen: int) -> None:
-        """Raises OSError while not even the beginning can be written."""
+        """Raises UserError or OSError while not even the beginning can be written."""
         self._at = {"step": step, "samples_seen": samples_seen}
         self._note_begin()
 
     def close(self, status: Status) -> None:
-        """Raises OSError if it cannot be written: then this life looks killed."""
+        """Raises UserError or OSError if it cannot be written: then this life looks killed."""
         self._note_begin()
-        _append(self._file, {"event": "end", "time": time.time(), "status": status, **self._at})
+        append_line(self._file, {"event": "end", "time": time.time(), "status": status, **self._at})
 
     def _note_begin(self) -> None:
         if self._begin is not None:
-            _append(self._file, self._begin)
+            append_line(self._file, self._begin)
             self._begin = None
-
-
-def _append(file: Path, event: Mapping[str, Any]) -> None:
-    line = json.dumps(event).encode() + b"\n"
-    with open(file, "ab", buffering=0) as stream:
-        size = stream.tell()
-        if stream.write(line) != len(line):
-            stream.truncate(size)
-            raise OSError(f"{file}: the disk is full")

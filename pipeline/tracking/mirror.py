@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,11 +19,14 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, sha256_file
 from pipeline.locks import exclusive
+from pipeline.tracking.accepted import MetricPoint, params_of, tags_of, valid_name
 from pipeline.tracking.directory import identify, located, lock_of, remember, root_of
-from pipeline.tracking.mlflow import MetricPoint, MlflowServer, RemoteRun, params_of, tags_of, valid_name
-from pipeline.tracking.record import Model, RunRecord, records, tracking_of
+from pipeline.tracking.mlflow import MlflowServer, RemoteRun
+from pipeline.tracking.record import Model, RunRecord
+from pipeline.tracking.records import records, tracking_of
 from pipeline.tracking.spool import Spool
 from pipeline.tracking.states import State
+from pipeline.typed_files import Reader
 
 _STATUS: dict[State, str] = {
     "scheduled": "SCHEDULED",
@@ -31,6 +35,7 @@ _STATUS: dict[State, str] = {
     "failed": "FAILED",
     "preempted": "KILLED",
 }
+_log = logging.getLogger(__name__)
 INDEX = "neuclip/artifacts.json"  # an artifact: the digest of each of the others
 _INDEX_TAG, _MODEL_TAG = "neuclip.artifacts", "neuclip.model"
 
@@ -47,9 +52,9 @@ class Sent:
     running: bool = False
 
 
-def only_mirror(run_dir: Path) -> AbstractContextManager[None]:
-    """One mirror of a directory at a time. Raises UserError while another process is at it."""
-    return exclusive(lock_of(run_dir), f"the way of {root_of(run_dir)} to MLflow")
+def only_mirror(run_dir: Path, patience_seconds: float = 0) -> AbstractContextManager[None]:
+    """One mirror of a directory at a time. Raises InUse while another process is at it, which is waited for so long."""
+    return exclusive(lock_of(run_dir), f"the way of {root_of(run_dir)} to MLflow", patience_seconds)
 
 
 class Mirror:
@@ -76,19 +81,29 @@ class Mirror:
         self._spools: dict[Path, Spool] = {}
         self._digests: dict[tuple[Path, int, int], str] = {}
         self._registered: dict[str, Model] = {}
+        self._damaged: set[str] = set()
 
     def advance(self) -> Sent:
-        """Send everything that is lacking. Raises what the server raises; what it took until then stays."""
-        self._records = records(self._root)
+        """Send everything that is lacking; of damaged files there is a warning.
+
+        Raises what the server raises; what it took until then stays.
+        """
+        read = Reader()
+        self._records = records(self._root, read)
+        for problem in {*read.problems} - self._damaged:  # it waits for nobody to mend that
+            self._damaged.add(problem)
+            _log.warning("not sent: %s", problem)
         sent = Sent(running=self._records[0].progress.state == "running")
         with self._asking_again() as (server, remote):
             for record in self._records:
-                if record.key not in remote:
-                    remote[record.key] = self._create(server, remote, record)
+                if record.identity not in remote:
+                    remote[record.identity] = self._create(server, remote, record)
                     sent.runs += 1
+            now = [(record, remote[record.identity]) for record in self._records]
+            there = [(record, run) for record, run in now if not run.deleted]
             if self._is_own:
-                remember(self._root, {key: run.run_id for key, run in remote.items() if not run.deleted})
-            there = [(record, remote[record.key]) for record in self._records if not remote[record.key].deleted]
+                remember(self._root, {record.key: run.run_id for record, run in there})
+            self._end_what_is_over(server, remote)
             for record, run in there:
                 if record.progress.state == "running":
                     self._set_status(server, record, run)
@@ -111,8 +126,8 @@ class Mirror:
         sent = Sent()
         with self._asking_again() as (server, remote):
             for record in self._records:
-                if record.key in remote and not remote[record.key].deleted:
-                    self._send_spools(server, record, remote[record.key], sent)
+                if record.identity in remote and not remote[record.identity].deleted:
+                    self._send_spools(server, record, remote[record.identity], sent)
         return sent
 
     @contextmanager
@@ -130,8 +145,16 @@ class Mirror:
 
     def _create(self, server: MlflowServer, remote: Mapping[str, RemoteRun], record: RunRecord) -> RemoteRun:
         parent = None if record.parent is None else remote[record.parent].run_id
-        run_id = server.create(self._directory, record.key, record.name, parent, record.progress.began_at)
+        run_id = server.create(self._directory, record.identity, record.name, parent, record.progress.began_at)
         return RemoteRun(run_id, "RUNNING")
+
+    def _end_what_is_over(self, server: MlflowServer, remote: Mapping[str, RemoteRun]) -> None:
+        """Runs of what has gone, as the evaluation of an earlier checkpoint that was killed."""
+        for identity in remote.keys() - {record.identity for record in self._records}:
+            run = remote[identity]
+            if run.status in ("RUNNING", "SCHEDULED") and not run.deleted:
+                server.set_status(run.run_id, "KILLED", None)
+                run.status = "KILLED"
 
     def _describe(self, server: MlflowServer, record: RunRecord, run: RemoteRun) -> None:
         """Parameters and tags. A parameter stands for ever; one that has another value now is told by a tag."""

@@ -1,58 +1,32 @@
 """An MLflow server, or a database file in its place, in the verbs that the mirror needs. The only import of mlflow.
 
 Importing mlflow takes seconds of CPU, so a training process never does: it leaves that to `shipper`.
-
-Axes: MLflow's integer step is `samples_seen`, the axis on which runs of different batch sizes compare; its
-timestamp is the time at which the point was logged, so that its time axis works too.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
-import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UserError
 from pipeline.locks import taking_turns
+from pipeline.tracking.accepted import METRICS_PER_BATCH, NAME_LENGTH, TAG_LENGTH, Dataset, MetricPoint, cut, valid_name
+from pipeline.tracking.directory import database_of, uri_of
+from pipeline.tracking.moved import artifacts_beside, follow
 
 T = TypeVar("T")
 
-_SQLITE = "sqlite:///"
 _DIRECTORY, _KEY = "neuclip.directory", "neuclip.key"  # tags that say which run directory, and which run of it
 _WEIGHTS = "neuclip_weights_sha256"
-
-# Limits of MLflow's REST API.
-METRICS_PER_BATCH = 1000
 _PER_BATCH = 100  # parameters, tags
-_NAME_LENGTH = 250
-_PARAM_LENGTH = 6000
-_TAG_LENGTH = 8000
-_DIGEST_LENGTH = 36
-
-
-class MetricPoint(NamedTuple):
-    """One value of one metric. step: samples seen. time: unix seconds."""
-
-    name: str
-    value: float
-    step: int
-    time: float
-
-
-class Dataset(NamedTuple):
-    """Data that a run read. digest: of its content. source: folder or URL. profile: JSON, what is known of it."""
-
-    name: str
-    digest: str
-    source: str
-    context: str
-    profile: str = "{}"
 
 
 @dataclass
@@ -81,10 +55,14 @@ class MlflowServer:
         _quiet_and_quick()
         from mlflow import MlflowClient
 
-        database = _sqlite_file(uri)
+        database = database_of(uri)
         # Two processes that make the tables of one SQLite file at once fail on each other.
         with taking_turns(database.with_suffix(".lock")) if database else nullcontext():
+            if database is not None and not database.exists():
+                _make_tables(database)
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            if database:
+                follow(database)
         self._uri = uri
         self._experiment = experiment
         self._known_experiment_id: str | None = None
@@ -111,11 +89,11 @@ class MlflowServer:
 
     def create(self, directory: str, key: str, name: str, parent_run_id: str | None, began_at: float | None) -> str:
         """Make a run, status RUNNING; returns its id."""
-        tags = {_DIRECTORY: directory, _KEY: _text(key, _TAG_LENGTH)}
+        tags = {_DIRECTORY: directory, _KEY: cut(key, TAG_LENGTH)}
         if parent_run_id is not None:
             tags["mlflow.parentRunId"] = parent_run_id
         start = None if began_at is None else int(began_at * 1000)
-        run_name = _text(name, _NAME_LENGTH) or "run"
+        run_name = cut(name, NAME_LENGTH) or "run"
         return str(self._client.create_run(self._experiment_id(), start, tags, run_name).info.run_id)
 
     def log_points(self, run_id: str, points: Sequence[MetricPoint]) -> None:
@@ -184,7 +162,10 @@ class MlflowServer:
                 raise OSError(f"artifact {name} cannot be read: {error}") from error
 
     def log_model(self, run_id: str, folder: Path, weights_sha256: str) -> str:
-        """The logged model of an exported one; returns its id. Uploaded once, whatever failed in between."""
+        """The logged model of an exported one; returns its id. Uploaded once, whatever failed in between.
+
+        Into a folder of this machine files are linked where that can be: weights are not there twice.
+        """
         known = self._client.search_logged_models(
             [self._experiment_id()], f"tags.{_WEIGHTS} = '{weights_sha256}' AND source_run_id = '{run_id}'"
         )
@@ -194,7 +175,11 @@ class MlflowServer:
         model = next(iter(known), None) or self._client.create_logged_model(
             self._experiment_id(), "model", run_id, {_WEIGHTS: weights_sha256}, model_type="open_clip"
         )
-        self._client.log_model_artifacts(model.model_id, str(folder))
+        place = urlsplit(model.artifact_location)
+        if place.scheme == "file":
+            shutil.copytree(folder, unquote(place.path), copy_function=_link_or_copy, dirs_exist_ok=True)
+        else:
+            self._client.log_model_artifacts(model.model_id, str(folder))
         self._client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id)
 
@@ -254,8 +239,8 @@ class MlflowServer:
         found = self._client.get_experiment_by_name(self._experiment)
         if found is None:
             try:
-                database = _sqlite_file(self._uri)
-                location = database.with_name("mlartifacts").as_uri() if database else None
+                database = database_of(self._uri)
+                location = artifacts_beside(database).as_uri() if database else None
                 return str(self._client.create_experiment(self._experiment, location))
             except MlflowException:
                 found = self._client.get_experiment_by_name(self._experiment)  # another process was faster
@@ -269,27 +254,18 @@ class MlflowServer:
         return str(found.experiment_id)
 
 
-def valid_name(name: str) -> str:
-    """`name` as MLflow takes it for a metric, parameter or tag: letters, digits and `_-. /`, as a relative path."""
-    plain = re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)
-    parts = [part for part in plain.split("/") if part and part.strip(".")]
-    return "/".join(parts)[:_NAME_LENGTH].rstrip("/") or "_"
+def _make_tables(database: Path) -> None:
+    """Beside the file until all stand, for seconds: where a kill left a part of them, MLflow never makes the rest.
 
+    One process at a time may do this.
+    """
+    from mlflow import MlflowClient
 
-def params_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Nested settings as MLflow takes parameters: flat (`train.steps`), as text, cut to its limits."""
-    return {valid_name(key): _text(str(value), _PARAM_LENGTH) for key, value in flatten(settings)}
-
-
-def tags_of(values: Mapping[str, str]) -> dict[str, str]:
-    """Tags as MLflow takes them."""
-    return {valid_name(key): _text(value, _TAG_LENGTH) for key, value in values.items()}
-
-
-def dataset_of(data: Dataset) -> Dataset:
-    """A dataset as MLflow takes it."""
-    name, digest = _text(data.name, 500) or "data", data.digest[:_DIGEST_LENGTH]
-    return Dataset(name, digest, _plain(data.source), data.context, _plain(data.profile))
+    beside = database.with_name(f".{database.name}.tmp")
+    for left in beside.parent.glob(f"{beside.name}*"):  # by a kill; its journal would be undone in the new file
+        left.unlink()
+    MlflowClient(tracking_uri=uri_of(beside))
+    os.replace(beside, database)
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -298,22 +274,13 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield rest[start : start + size]
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings with dotted names."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _plain(value: str) -> str:
-    """Without what databases refuse: zero bytes, halves of surrogate pairs."""
-    return value.replace("\0", "").encode(errors="replace").decode()
-
-
-def _text(value: str, length: int) -> str:
-    return _plain(value)[:length]
+def _link_or_copy(source: str, target: str) -> None:
+    """What an export writes is replaced by the next one and never changed, so another name keeps it as it is."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def _remote(run: Any) -> RemoteRun:
@@ -326,11 +293,6 @@ def _remote(run: Any) -> RemoteRun:
         last={metric.key: (metric.step, metric.value) for metric in run.data.to_proto().metrics},
         datasets={(entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs},
     )
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    """The database file of an SQLite uri; None for a server."""
-    return Path(uri.removeprefix(_SQLITE)).resolve() if uri.startswith(_SQLITE) else None
 
 
 def _quiet_and_quick() -> None:

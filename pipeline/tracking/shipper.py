@@ -11,16 +11,17 @@ import logging
 import math
 import os
 import select
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UserError
+from pipeline.leaving import leave_with
 from pipeline.locks import GRACE_SECONDS
+from pipeline.processes import follow_parent
 from pipeline.tracking.directory import root_of
-from pipeline.tracking.mirror import Mirror, only_mirror
+from pipeline.tracking.mirror import Mirror, Sent, only_mirror
 
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 30.0  # longest wait between two attempts at a server that is away
@@ -31,42 +32,75 @@ _log = logging.getLogger(__name__)
 
 def ship(run_dir: Path, close_seconds: float) -> bool:
     """Mirror `run_dir` until the parent ends, and then once more; returns whether all arrived within close_seconds."""
-    mirror: Mirror | None = None
+    way = _Way(run_dir)
     ended: Literal["", "closed", "killed"] = ""
-    deadline, next_whole, wait, warned = math.inf, 0.0, POLL_SECONDS, False
+    deadline = math.inf
     while time.monotonic() < deadline:
         try:
-            mirror = mirror or Mirror(run_dir)
-            started = time.monotonic()
-            whole = bool(ended) or started >= next_whole or _note(run_dir).exists()
-            if whole:
-                _note(run_dir).unlink(missing_ok=True)
-            sent = mirror.advance() if whole else mirror.advance_points()
-            if whole:
-                next_whole = time.monotonic() + max(WHOLE_SECONDS, 20 * (time.monotonic() - started))
-            for problem in sent.problems if not warned else ():
-                _log.warning("MLflow at %s: %s", mirror.uri, problem)
-            if warned and not sent.problems:
-                _log.warning("MLflow at %s is back", mirror.uri)
-            warned = bool(sent.problems)
-            # Of a killed parent the locks may be held for a moment by children that are about to notice.
-            still_running = ended == "killed" and sent.running
-            if ended and not (sent.problems or still_running or _note(run_dir).exists()):
-                return True
-            wait = POLL_SECONDS
+            sent = way.attempt(everything=bool(ended))
         except UserError as error:
             if ended:
                 _log.warning("%s", error)
                 return False
-        except Exception as error:
-            if not warned:
-                _log.warning("MLflow takes nothing now; it waits in %s: %s", run_dir, error)
-            wait, warned, next_whole = min(2 * wait, RETRY_SECONDS), True, 0.0
+            sent = None
+        if ended and sent is not None:
+            # Of a killed parent the locks may be held for a moment by children that are about to notice.
+            still_running = ended == "killed" and sent.running
+            if not (sent.problems or still_running or _note(run_dir).exists()):
+                return True
         if ended:
             time.sleep(POLL_SECONDS)
-        elif ended := _last_word(wait):
+        elif ended := _last_word(way.wait_seconds):
             deadline = time.monotonic() + (close_seconds if ended == "closed" else max(close_seconds, GRACE_SECONDS))
     return False
+
+
+class _Way:
+    """From a run directory to MLflow, tried again and again; says once what is amiss, and once that it no longer is.
+
+    wait_seconds: until the next attempt; longer while the server is away.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._mirror: Mirror | None = None
+        self._next_whole = 0.0
+        self._warned = False
+        self.wait_seconds = POLL_SECONDS
+
+    def attempt(self, everything: bool) -> Sent | None:
+        """What was sent, None if the server took nothing. everything: not spools alone, whether or not that is due.
+
+        Raises UserError while there is nothing to mirror.
+        """
+        try:
+            return self._advance(everything)
+        except UserError:
+            raise
+        except Exception as error:  # whatever mlflow and its databases raise
+            if not self._warned:
+                _log.warning("MLflow takes nothing now; it waits in %s: %s", self._run_dir, error)
+            self._warned, self._next_whole = True, 0.0
+            self.wait_seconds = min(2 * self.wait_seconds, RETRY_SECONDS)
+            return None
+
+    def _advance(self, everything: bool) -> Sent:
+        self._mirror = self._mirror or Mirror(self._run_dir)
+        note, started = _note(self._run_dir), time.monotonic()
+        if everything or started >= self._next_whole or note.exists():
+            note.unlink(missing_ok=True)
+            sent = self._mirror.advance()
+            now = time.monotonic()
+            self._next_whole = now + max(WHOLE_SECONDS, 20 * (now - started))
+        else:
+            sent = self._mirror.advance_points()
+        for problem in sent.problems if not self._warned else ():
+            _log.warning("MLflow at %s: %s", self._mirror.uri, problem)
+        if self._warned and not sent.problems:
+            _log.warning("MLflow at %s is back", self._mirror.uri)
+        self._warned = bool(sent.problems)
+        self.wait_seconds = POLL_SECONDS
+        return sent
 
 
 def _last_word(seconds: float) -> Literal["", "closed", "killed"]:
@@ -78,10 +112,7 @@ def _last_word(seconds: float) -> Literal["", "closed", "killed"]:
 
 def _main(run: str, close_seconds: str) -> int:
     logging.basicConfig(format="%(message)s")
-    # Signals go to whole process groups, but the shipper ends after its parent. It yields the CPU to it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    os.nice(10)
+    follow_parent(niceness=10)
     run_dir, over = Path(run), False
     while True:
         try:
@@ -102,4 +133,4 @@ def _note(run_dir: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(*sys.argv[1:]))
+    leave_with(lambda: _main(*sys.argv[1:]))

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.tracking.accepted import METRICS_PER_BATCH, MetricPoint, valid_name
 from pipeline.tracking.jsonl import iterate_points
-from pipeline.tracking.mlflow import METRICS_PER_BATCH, MetricPoint, valid_name
 
 _SEAM_BYTES = 256
 

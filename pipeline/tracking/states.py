@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.locks import is_held
+from pipeline.run_files import EVENT, MARKER
 from pipeline.tracking import lives
 
 State = Literal["scheduled", "running", "finished", "failed", "preempted"]
@@ -42,9 +42,9 @@ class Progress:
     told: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def of_stages(root: Path, pieces: Iterable[Piece]) -> Progress:
-    """Of elements of the stages of a plan."""
-    return together(_of_piece(root, stage, element) for stage, element in pieces)
+def of_stages(root: Path, pieces: Iterable[Piece], since: float = 0) -> Progress:
+    """Of elements of the stages of a plan. since: unix seconds; attempts that began before it do not count."""
+    return together(_of_piece(root, stage, element, since) for stage, element in pieces)
 
 
 def of_training(folder: Path) -> Progress:
@@ -82,10 +82,17 @@ def latest(first: Progress, second: Progress) -> Progress:
     return Progress(later.state, both.began_at, both.ended_at, both.told)
 
 
-def _of_piece(root: Path, stage: str, element: int) -> Progress:
+def _of_piece(root: Path, stage: str, element: int, since: float) -> Progress:
     name = root / "stages" / f"{stage}.{element}"
     marker = _marker(name.with_name(f"{name.name}.json"))
-    events = _events(name.with_name(f"{name.name}.attempts.jsonl")) or marker
+    events = _events(name.with_name(f"{name.name}.attempts.jsonl"))
+    last_begun = max((event["time"] for event in events if event["event"] == "begin"), default=0.0)
+    # Work that was killed once its marker was there is done, though no attempt says so, and none will. A marker of
+    # before the attempt is of an earlier one.
+    if marker and marker[-1]["time"] >= last_begun:
+        events = (*events, *marker)
+    begun = (i for i, event in enumerate(events) if event["event"] == "begin" and event["time"] >= since)
+    events = events[next(begun, len(events)) :]
     progress = _of_events(events, lambda: is_held(name.with_name(f"{name.name}.lock")))
     if progress.state == "finished" and not marker:  # it was done, and something that it was made from has changed
         return Progress("scheduled", progress.began_at, progress.ended_at, progress.told)
@@ -137,29 +144,24 @@ def _events(file: Path) -> tuple[Event, ...]:
 
 @lru_cache(maxsize=20_000)
 def _parsed(file: Path, mtime_ns: int, size: int) -> tuple[Event, ...]:
-    """The whole lines of a file as it was then; those that a kill tore are passed over."""
-    events = []
-    for line in file.read_bytes().splitlines():
-        try:
-            event = json.loads(line)
-            events.append({**event, "time": float(event["time"]), "event": str(event["event"])})
-        except (ValueError, KeyError, TypeError):
-            continue
-    return tuple(events)
+    """The events of a file as it was then; lines that a kill tore are passed over."""
+    return tuple(EVENT.lines(file))
 
 
 def _marker(file: Path) -> tuple[Event, ...]:
     """What the marker of a done element says of when that was, as events; nothing where there is none."""
     try:
         found = file.stat()
-        return _parsed_marker(file, found.st_mtime_ns, found.st_size)
-    except (OSError, ValueError, TypeError, KeyError):
+    except OSError:
         return ()
+    return _parsed_marker(file, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=20_000)
 def _parsed_marker(file: Path, mtime_ns: int, size: int) -> tuple[Event, ...]:
-    marker = json.loads(file.read_bytes())
-    began_at = float(marker["started_at"])
-    end = {"event": "end", "time": began_at + float(marker["seconds"]), "status": marker["status"]}
+    marker = MARKER.whole(file)
+    if marker is None or "started_at" not in marker:
+        return ()
+    began_at = marker["started_at"]
+    end = {"event": "end", "time": began_at + marker["seconds"], "status": marker.get("status", "done")}
     return {"event": "begin", "time": began_at}, end

@@ -11,12 +11,14 @@ import urllib.request
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import make_url
 
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.launch.plan import free_port
+from pipeline.launch.ports import free_port
 from pipeline.report.mlflow_ui import refuse_taken, tracking_store
+from pipeline.tracking.directory import database_of, uri_of
 from pipeline.tracking.mlflow import MlflowServer
 
 
@@ -28,6 +30,19 @@ def test_the_store_is_what_mlflow_json_says_or_the_database_that_is_there(tmp_pa
         tracking_store(tmp_path)
     (tmp_path / "mlflow.db").touch()
     assert tracking_store(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db", "the run was moved, with its database"
+
+
+@pytest.mark.parametrize("name", ["q?x=1&y", "50%", "p%20c", "a b#c", "új 🐦"])
+def test_a_database_is_in_its_run_whatever_that_is_called(tmp_path, name):
+    run = tmp_path / name
+    run.mkdir()
+    (run / "mlflow.db").touch()
+    uri = uri_of(run / "mlflow.db")
+    assert make_url(uri).database == str(run / "mlflow.db")
+    assert database_of(uri) == run / "mlflow.db"
+    assert tracking_store(run) == uri
+    write_json(run / "mlflow.json", {"tracking_uri": "sqlite:///mlflow.db"})
+    assert tracking_store(run) == uri
 
 
 def test_no_database_is_explained(tmp_path):

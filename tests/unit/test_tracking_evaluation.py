@@ -9,6 +9,7 @@ from pipeline.tracking.directory import known_runs
 from pipeline.tracking.evaluation import record_evaluation
 from pipeline.tracking.mirror import Mirror, only_mirror
 from pipeline.tracking.mlflow import MlflowServer
+from pipeline.typed_files import Reader
 
 SUMMARY = {
     "model": "tiny",
@@ -31,7 +32,7 @@ def run_dir(tmp_path):
     (root / "train/recipe.yaml").write_text(yaml.safe_dump({"name": "r", "tracking": {"models": False}}))
     with only_mirror(root):
         Mirror(root).advance()
-    known = known_runs(root)
+    known = known_runs(root, Reader())
     return root, MlflowServer(known["tracking_uri"], known["experiment"])._client
 
 
@@ -51,12 +52,14 @@ def runs_of(client, checkpoint):
 def test_results_of_a_run_directory_are_among_its_own_runs(run_dir):
     root, client = run_dir
     results(root, "results", SUMMARY)
-    parent = client.get_run(known_runs(root)["parent_run_id"])
+    parent = client.get_run(known_runs(root, Reader())["parent_run_id"])
     assert EVALUATED.items() <= parent.data.metrics.items()
     results(root, "results", {**SUMMARY, "average": 0.6})
-    parent = client.get_run(known_runs(root)["parent_run_id"])
+    parent = client.get_run(known_runs(root, Reader())["parent_run_id"])
     assert parent.data.metrics["eval/average"] == 0.6
-    assert runs_of(client, SUMMARY["checkpoint_sha256"]) == []
+    (child,) = runs_of(client, SUMMARY["checkpoint_sha256"])
+    assert child.info.run_id == known_runs(root, Reader())["runs"]["evaluate"]
+    assert (child.data.metrics["eval/average"], child.info.status) == (0.6, "FINISHED")
 
 
 def test_another_folder_has_one_run_per_checkpoint_and_precision_below_the_same_parent(run_dir):
@@ -67,7 +70,7 @@ def test_another_folder_has_one_run_per_checkpoint_and_precision_below_the_same_
         results(root, "other", other)
     (run,) = runs_of(client, other["checkpoint_sha256"])
     assert run.data.metrics == {**{k: v for k, v in EVALUATED.items() if k != "eval/average"}, "eval/partial_mean": 0.5}
-    assert run.data.tags["mlflow.parentRunId"] == known_runs(root)["parent_run_id"]
+    assert run.data.tags["mlflow.parentRunId"] == known_runs(root, Reader())["parent_run_id"]
     assert run.info.status == "FINISHED"
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["aggregate.json"]
     results(root, "other", {**other, "precision": "bf16"})

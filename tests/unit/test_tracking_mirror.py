@@ -4,74 +4,35 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import shutil
+import os
+import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from pipeline.errors import UserError
 from pipeline.locks import exclusive
-from pipeline.tracking import mirror as mirror_module
 from pipeline.tracking.jsonl import JsonlTracker
-from pipeline.tracking.mirror import Mirror, Sent, only_mirror
-from pipeline.tracking.mlflow import MlflowServer
+from pipeline.tracking.mirror import Sent
 from tests.report_support import HOSTILE
 from tests.tracking_support import (
     BATCH,
     PRINT,
-    Proxy,
-    Server,
+    advance,
     assert_arrived,
     attempt,
     begin_life,
+    exported,
     log,
     plan,
     recipe,
     results,
+    runs_of,
+    status,
 )
 
 STAGES = {"plan": 1, "download": 2, "manifest": 1, "train": 1, "export": 1, "evaluate": 1, "report": 1}
-
-
-@pytest.fixture(scope="session")
-def stores(tmp_path_factory):
-    """One address of each kind: SQLite, and a server before another SQLite."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    server = Server(folder / "server", f"sqlite:///{folder}/behind.db")
-    server.start()
-    yield {"sqlite": f"sqlite:///{folder}/mlflow.db", "server": server.uri}
-    server.kill()
-
-
-@pytest.fixture(params=["sqlite", "server"])
-def uri(stores, request, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores[request.param])
-    return stores[request.param]
-
-
-@pytest.fixture
-def local(stores, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores["sqlite"])
-    return stores["sqlite"]
-
-
-def advance(run_dir: Path) -> Sent:
-    with only_mirror(run_dir):
-        sent = Mirror(run_dir).advance()
-    assert sent.problems == []
-    return sent
-
-
-def runs_of(run_dir: Path, uri: str) -> dict[str, str]:
-    known = json.loads((run_dir / "mlflow.json").read_text())
-    return {"": known["parent_run_id"], **known["runs"]}
-
-
-def status(uri: str, run_id: str) -> str:
-    return MlflowClient(uri, uri).get_run(run_id).info.status
 
 
 def test_a_whole_run_is_there_and_a_second_look_sends_nothing(tmp_path, uri):
@@ -97,17 +58,21 @@ def test_a_whole_run_is_there_and_a_second_look_sends_nothing(tmp_path, uri):
     (run_dir / "train/summary.json").write_text(json.dumps({"final_loss": 0.25, "samples_seen": 9 * BATCH}))
     checkpoint = run_dir / "train/checkpoints/step-00000009"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "COMPLETE").write_text(json.dumps({"files": {"a": {"bytes": 30}, "b": {"bytes": 12}}}))
+    (checkpoint / "COMPLETE").write_text(
+        json.dumps({"files": {name: {"bytes": size, "sha256": "0"} for name, size in (("a", 30), ("b", 12))}})
+    )
+    exported(run_dir)
     results(run_dir)
     (run_dir / "report.html").write_text("<html>")
     (run_dir / "figures").mkdir()
     (run_dir / "figures/loss.png").write_bytes(b"png")
+    (run_dir / "figures/.tau.png.17.tmp").write_bytes(b"half")
 
     sent = advance(run_dir)
     assert (sent.runs, sent.models) == (4, 1)
     assert advance(run_dir) == Sent()
 
-    client, ids = MlflowClient(uri, uri), runs_of(run_dir, uri)
+    client, ids = MlflowClient(uri, uri), runs_of(run_dir)
     assert set(ids) == {"", "ingest", "train", "evaluate"}
     runs = {key: client.get_run(run_id) for key, run_id in ids.items()}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -125,7 +90,7 @@ def test_a_whole_run_is_there_and_a_second_look_sends_nothing(tmp_path, uri):
     assert tags["mlflow.source.git.commit"] == "c0ffee"
     assert (runs["ingest"].data.tags["job.id"], runs["ingest"].data.tags["host"]) == ("2p, 17, 18, 2m", "n1, n2")
 
-    inputs = {run.data.tags["neuclip.key"]: run.inputs.dataset_inputs for run in runs.values()}
+    inputs = {key: run.inputs.dataset_inputs for key, run in runs.items()}
     (trained_on,) = (entry.dataset for entry in inputs["train"])
     assert (trained_on.name, trained_on.digest) == ("birds", PRINT[:36])
     assert json.loads(trained_on.source) == {"uri": "s3://corpora/birds"}
@@ -156,43 +121,9 @@ def test_a_whole_run_is_there_and_a_second_look_sends_nothing(tmp_path, uri):
     version = client.get_model_version_by_alias("birds", "newest")
     assert (version.run_id, version.tags["eval/average"]) == (ids[""], "0.5")
     folder = download_artifacts("models:/birds@newest", dst_path=str(tmp_path / "model"), tracking_uri=uri)
-    assert (Path(folder) / "open_clip_model.safetensors").read_bytes() == b"weights" * 100
-
-
-def test_a_run_continues_over_its_lives(tmp_path, uri):
-    """Killed, preempted and finished lives: one run, monotone steps, every point once, and it never stays RUNNING."""
-    recipe(tmp_path, "loader.workers=1")
-    begin_life(tmp_path)
-    log(tmp_path, range(1, 9))
-    with exclusive(tmp_path / "train/.lock", "training"):
-        assert advance(tmp_path).running
-        ids = runs_of(tmp_path, uri)
-        assert {status(uri, run_id) for run_id in ids.values()} == {"RUNNING"}
-    advance(tmp_path)  # nobody holds the lock and there is no end: it was killed
-    assert {status(uri, run_id) for run_id in ids.values()} == {"FAILED"}
-
-    recipe(tmp_path, "loader.workers=7")
-    life = begin_life(tmp_path, 6, nodes=["n7"], world_size=8)
-    before = (tmp_path / "train/metrics.jsonl").read_bytes().splitlines()[:8]
-    log(tmp_path, range(7, 12), start_step=6)  # steps 7 and 8 are passed again
-    life.close("preempted")
-    advance(tmp_path)
-    assert {status(uri, run_id) for run_id in ids.values()} == {"KILLED"}
-    client = MlflowClient(uri, uri)
-    history = client.get_metric_history(ids["train"], "train/loss")
-    assert [point.step for point in history] == [BATCH * step for step in range(1, 12)]
-    assert [point.timestamp for point in history[:8]] == [int(json.loads(line)["time"] * 1000) for line in before]
-    train = client.get_run(ids["train"]).data
-    assert (train.params["loader.workers"], train.tags["changed.loader.workers"]) == ("1", "7")
-    assert (train.tags["lives"], train.tags["nodes"], train.tags["world_size"]) == ("2", "n1, n2, n7", "16, 8")
-
-    life = begin_life(tmp_path, 11)
-    log(tmp_path, range(12, 14), start_step=11)
-    life.close("finished")
-    advance(tmp_path)
-    assert {status(uri, run_id) for run_id in ids.values()} == {"FINISHED"}
-    assert runs_of(tmp_path, uri) == ids
-    assert advance(tmp_path) == Sent()
+    assert (Path(folder) / "open_clip_model.safetensors").read_bytes() == b"ab" * 3200
+    links = os.stat(run_dir / "model/open_clip_model.safetensors").st_nlink
+    assert links == (2 if uri.startswith("sqlite") else 1), "beside the database it is the same file"
 
 
 def test_members_of_a_sweep_are_children_with_children(tmp_path, local):
@@ -212,7 +143,7 @@ def test_members_of_a_sweep_are_children_with_children(tmp_path, local):
         life.close("finished" if "neuclip" in name else "failed")
     advance(tmp_path / "members" / members[0])  # as this member's trainer does: the sweep is one thing
 
-    client, ids = MlflowClient(local, local), runs_of(tmp_path, local)
+    client, ids = MlflowClient(local, local), runs_of(tmp_path)
     assert set(ids) == {"", "ingest"} | {f"members/{m}{part}" for m in members for part in ("", "/train")}
     for name, objective, state in zip(members, ("neuclip", "openclip"), ("SCHEDULED", "FAILED"), strict=True):
         member, train = (client.get_run(ids[f"members/{name}{part}"]) for part in ("", "/train"))
@@ -225,6 +156,60 @@ def test_members_of_a_sweep_are_children_with_children(tmp_path, local):
     assert status(local, ids[""]) == "FAILED"
     assert status(local, ids[f"members/{members[0]}/train"]) == "FINISHED"
     assert not (tmp_path / "members" / members[0] / "mlflow.json").exists()
+
+
+def test_every_checkpoint_that_is_evaluated_has_a_run_of_its_own(tmp_path, local):
+    """It is evaluated, trained on, exported and evaluated anew: what was said of the first one stays as it is."""
+    plan(tmp_path, {"train": 1, "export": 1, "evaluate": 2})
+    at = time.time()
+    for step, weights, average in ((9, "ab" * 32, 0.5), (18, "cd" * 32, 0.6)):
+        for stage in ("train", "export"):
+            attempt(tmp_path, stage, 0, "done", at=at)
+        exported(tmp_path, weights, step)
+        os.utime(tmp_path / "model/export.json", (at + 1, at + 1))
+        advance(tmp_path)  # nothing of these weights yet: neither a run nor scores that are others'
+        known = runs_of(tmp_path)
+        assert "evaluate" not in known
+        attempt(tmp_path, "evaluate", 0, None, at=at + 2)
+        with exclusive(tmp_path / "stages/evaluate.0.lock", "evaluating"):
+            advance(tmp_path)
+            assert status(local, runs_of(tmp_path)["evaluate"]) == "RUNNING"
+        results(tmp_path, average, weights)
+        for element in range(2):
+            attempt(tmp_path, "evaluate", element, "done", at=at + 3)
+        advance(tmp_path)
+        assert advance(tmp_path) == Sent()
+        at += 10
+    client, ids = MlflowClient(local, local), runs_of(tmp_path)
+    parent = client.get_run(ids[""])
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{ids['']}'")
+    evaluations = sorted(
+        (run for run in children if run.info.run_name.startswith("evaluate")), key=lambda r: r.info.run_name
+    )
+    assert [run.info.run_name for run in evaluations] == [
+        f"evaluate demo {tmp_path.name} step-00000009",
+        f"evaluate demo {tmp_path.name} step-00000018",
+    ]
+    assert [run.data.metrics["eval/average"] for run in evaluations] == [0.5, 0.6]
+    assert [run.data.tags["checkpoint_sha256"] for run in evaluations] == ["ab" * 32, "cd" * 32]
+    assert [run.info.status for run in evaluations] == ["FINISHED", "FINISHED"]
+    assert evaluations[1].info.start_time - evaluations[0].info.start_time == pytest.approx(10_000, abs=10)
+    history = [(point.step, point.value) for point in client.get_metric_history(ids[""], "eval/average")]
+    assert history == [(9 * BATCH, 0.5), (18 * BATCH, 0.6)]
+    assert ids["evaluate"] == evaluations[1].info.run_id
+
+
+def test_an_evaluation_that_was_killed_and_given_up_does_not_stay_running(tmp_path, local):
+    plan(tmp_path, {"export": 1, "evaluate": 1})
+    exported(tmp_path)
+    attempt(tmp_path, "evaluate", 0, None, at=time.time() + 1)
+    with exclusive(tmp_path / "stages/evaluate.0.lock", "evaluating"):
+        advance(tmp_path)
+    first = runs_of(tmp_path)["evaluate"]
+    exported(tmp_path, "cd" * 32, 18)
+    os.utime(tmp_path / "model/export.json", (time.time() + 60,) * 2)
+    advance(tmp_path)
+    assert status(local, first) == "KILLED"
 
 
 def test_hostile_names_and_values_arrive_as_text(tmp_path, uri):
@@ -244,160 +229,11 @@ def test_hostile_names_and_values_arrive_as_text(tmp_path, uri):
     advance(run_dir)
     assert advance(run_dir) == Sent()
     client = MlflowClient(uri, uri)
-    train = client.get_run(runs_of(run_dir, uri)["train"]).data
-    assert [point.step for point in client.get_metric_history(runs_of(run_dir, uri)["train"], "ok")] == [1, 2]
+    train = client.get_run(runs_of(run_dir)["train"]).data
+    assert [point.step for point in client.get_metric_history(runs_of(run_dir)["train"], "ok")] == [1, 2]
     assert {"ok", "a/b", "a", "_", "a_b", "inf", "huge"} <= set(train.metrics)
-    parent = client.get_run(runs_of(run_dir, uri)[""])
+    parent = client.get_run(runs_of(run_dir)[""])
     assert HOSTILE in parent.data.params["name"]
     assert len(parent.data.params["name"]) == 6000
     assert HOSTILE in parent.data.tags["mlflow.note.content"]
     assert HOSTILE in parent.info.run_name or len(HOSTILE) > 250
-
-
-class Flaky(MlflowServer):
-    """Fails before or after it does what it is asked for, every other time or so."""
-
-    rng = random.Random(0)
-
-    def __getattribute__(self, name):
-        found = super().__getattribute__(name)
-        if name not in ("create", "log_points", "log_params", "set_tags", "set_status", "log_datasets", "log_model"):
-            return found
-
-        def call(*arguments):
-            when = Flaky.rng.choice(["before", "after", "never", "never"])
-            if when == "before":
-                raise ConnectionError("down")
-            result = found(*arguments)
-            if when == "after":
-                raise TimeoutError("the reply was lost")
-            return result
-
-        return call
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_lost_requests_and_lost_replies_leave_no_trace(tmp_path, local, monkeypatch, seed):
-    """No run or model is made twice, no point comes twice, whatever was lost, wherever the mirror was killed."""
-    monkeypatch.setattr(mirror_module, "MlflowServer", Flaky)
-    monkeypatch.setattr(Flaky, "rng", random.Random(seed))
-    recipe(tmp_path)
-    life = begin_life(tmp_path)
-    log(tmp_path, range(1, 700))
-    life.close("finished")
-    results(tmp_path)
-    with only_mirror(tmp_path):
-        mirror = Mirror(tmp_path)
-        for _ in range(300):
-            try:
-                if not mirror.advance().problems:
-                    break
-            except OSError:
-                if Flaky.rng.random() < 0.3:
-                    mirror = Mirror(tmp_path)
-        else:
-            raise AssertionError("never got through")
-    monkeypatch.setattr(mirror_module, "MlflowServer", MlflowServer)
-    assert advance(tmp_path) == Sent()
-    client, ids = MlflowClient(local, local), runs_of(tmp_path, local)
-    assert_arrived(client, ids["train"], tmp_path / "train/metrics.jsonl")
-    experiment = client.get_run(ids[""]).info.experiment_id
-    directory = json.loads((tmp_path / "mlflow.json").read_text())["id"]
-    found = client.search_runs([experiment], f"tags.`neuclip.directory` = '{directory}'")
-    assert {run.info.run_id for run in found} == set(ids.values())
-    assert len(client.search_logged_models([experiment], f"source_run_id = '{ids['']}'")) == 1
-    assert {run.info.status for run in found} == {"FINISHED"}
-
-
-def test_over_a_network_that_fails_in_every_way_each_point_arrives_once(tmp_path, stores, monkeypatch):
-    """Answers of 500, requests that hang, replies that are lost, before a real server."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    rng = random.Random(0)
-    faults = iter(["500", "hang", "", "lost", "", "", "lost", *rng.choices(["", "", "", "lost", "500"], k=20)])
-    proxy = Proxy(stores["server"], lambda: next(faults, ""))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
-    recipe(tmp_path)
-    life = begin_life(tmp_path)
-    log(tmp_path, range(1, 1300))  # three requests
-    life.close("finished")
-    with only_mirror(tmp_path):
-        mirror, failures = Mirror(tmp_path), 0
-        for _ in range(60):
-            try:
-                if not mirror.advance().problems:
-                    break
-            except Exception:
-                pass
-            failures += 1
-        else:
-            raise AssertionError("never got through")
-    proxy.close()
-    assert failures >= 4
-    assert all(proxy.seen[fault] for fault in ("", "500", "hang", "lost"))
-    client, ids = MlflowClient(stores["server"], stores["server"]), runs_of(tmp_path, proxy.uri)
-    assert_arrived(client, ids["train"], tmp_path / "train/metrics.jsonl")
-    directory = json.loads((tmp_path / "mlflow.json").read_text())["id"]
-    experiment = client.get_run(ids[""]).info.experiment_id
-    found = client.search_runs([experiment], f"tags.`neuclip.directory` = '{directory}'")
-    assert {run.info.run_id for run in found} == set(ids.values())
-
-
-def test_a_run_deleted_in_mlflow_stays_deleted_and_a_moved_directory_goes_on(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    run_dir = tmp_path / "here"
-    recipe(run_dir)
-    life = begin_life(run_dir)
-    log(run_dir, range(1, 4))
-    advance(run_dir)
-    ids = runs_of(run_dir, "")
-    moved = tmp_path / "there"
-    shutil.move(run_dir, moved)
-    uri = f"sqlite:///{moved}/mlflow.db"
-    life = begin_life(moved, 3)
-    log(moved, range(4, 6), start_step=3)
-    life.close("finished")
-    advance(moved)
-    client = MlflowClient(uri, uri)
-    assert_arrived(client, ids["train"], moved / "train/metrics.jsonl")
-    client.delete_run(ids["train"])
-    log(moved, range(6, 8), start_step=5)
-    assert advance(moved).points == 0
-    assert client.get_run(ids["train"]).info.lifecycle_stage == "deleted"
-
-
-def test_what_cannot_be_mirrored_says_why(tmp_path, local):
-    with pytest.raises(UserError, match=r"neither plan\.json nor train/recipe\.yaml"):
-        advance(tmp_path)
-    recipe(tmp_path, "tracking.mlflow=false")
-    with pytest.raises(UserError, match=r"tracking is off in its recipe \(tracking.mlflow=false\)"):
-        advance(tmp_path)
-    recipe(tmp_path, "tracking.experiment=gone")
-    advance(tmp_path)
-    client = MlflowClient(local, local)
-    client.delete_experiment(client.get_experiment_by_name("gone").experiment_id)
-    with pytest.raises(UserError, match=r"'gone' at .* was deleted: restore it"):
-        advance(tmp_path)
-    with only_mirror(tmp_path), pytest.raises(UserError, match=r"in use by process"):
-        advance(tmp_path)
-
-
-def test_files_that_have_no_place_hold_up_nothing_else(tmp_path, local, monkeypatch):
-    """As where the credentials for the store of artifacts are missing."""
-
-    def refuse(*arguments):
-        raise OSError("access denied")
-
-    recipe(tmp_path)
-    life = begin_life(tmp_path)
-    log(tmp_path, range(1, 4))
-    life.close("finished")
-    monkeypatch.setattr(MlflowServer, "log_artifacts", refuse)
-    with only_mirror(tmp_path):
-        sent = Mirror(tmp_path).advance()
-    assert sent.problems == ["files of train: access denied"]
-    ids = runs_of(tmp_path, local)
-    assert_arrived(MlflowClient(local, local), ids["train"], tmp_path / "train/metrics.jsonl")
-    assert status(local, ids["train"]) == "FINISHED"
-    monkeypatch.undo()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", local)
-    assert advance(tmp_path).artifacts == 2

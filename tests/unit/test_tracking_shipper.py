@@ -39,6 +39,15 @@ with exclusive(run / "train/.lock", "training"):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pipeline.tracking.mirror import only_mirror
+with only_mirror(Path(sys.argv[1])):
+    print("x", end="", flush=True)
+    time.sleep(2)
+"""
+
 
 @pytest.fixture
 def run_dir(tmp_path, monkeypatch):
@@ -130,7 +139,15 @@ def test_a_server_that_never_answers_costs_a_bounded_wait_and_sync_sends_it(run_
     assert train.info.status == "FINISHED"
 
 
-def test_sync_says_which_of_several_could_not_be_sent(run_dir, tmp_path_factory):
+def test_sync_waits_for_a_shipper_that_its_command_left_behind(run_dir):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(run_dir)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.read(1) == b"x"
+        result = CliRunner().invoke(main, ["sync", str(run_dir)])
+    assert result.exit_code == 0, result.output
+
+
+def test_sync_says_which_of_several_could_not_be_sent(run_dir, tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("pipeline.tracking.live.CLOSE_SECONDS", 0.1)
     empty = tmp_path_factory.mktemp("empty")
     with only_mirror(run_dir):
         result = CliRunner().invoke(main, ["sync", str(run_dir), str(empty)])

@@ -23,6 +23,17 @@ def test_what_one_element_left_decides_its_state(tmp_path):
     assert of_stages(tmp_path, [("plan", 0)]) == Progress("finished", 5.0, 7.5)
 
 
+def test_an_element_killed_between_its_marker_and_its_last_word_is_done(tmp_path):
+    attempt(tmp_path, "train", 0, "failed")
+    attempt(tmp_path, "train", 0, None)
+    assert of_stages(tmp_path, [("train", 0)]).state == "failed"
+    write_json(tmp_path / "stages/train.0.json", {"status": "done", "started_at": 1500.0, "seconds": 700.0})
+    found = of_stages(tmp_path, [("train", 0)])
+    assert (found.state, found.began_at, found.ended_at) == ("finished", 1000.0, 2200.0)
+    with exclusive(tmp_path / "stages/train.0.lock", "element 0"):
+        assert of_stages(tmp_path, [("train", 0)]).state == "finished"
+
+
 @pytest.mark.parametrize(
     ("states", "state"),
     [
