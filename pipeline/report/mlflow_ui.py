@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import read_object
-from pipeline.tracking.directory import FILE, located, root_of
+from pipeline.tracking.directory import DATABASE, FILE, database_of, located, root_of, uri_of
+from pipeline.tracking.moved import follow
 
 HOST = "127.0.0.1"
-_SQLITE = "sqlite:///"
 
 
 def tracking_store(folder: Path) -> str:
@@ -22,17 +22,17 @@ def tracking_store(folder: Path) -> str:
     """
     folder = root_of(folder)
     said = located(str((read_object(folder / FILE) or {}).get("tracking_uri") or ""), folder)
-    own = folder / "mlflow.db"
-    if said and not (said.startswith(_SQLITE) and not Path(said.removeprefix(_SQLITE)).is_file()):
+    named, own = database_of(said), folder / DATABASE
+    if said and (named is None or named.is_file()):
         return said
     if own.is_file():
-        return f"{_SQLITE}{own.resolve()}"
-    below = sorted(str(path.parent) for path in folder.glob("*/mlflow.db"))
+        return uri_of(own)
+    below = sorted(str(path.parent) for path in folder.glob(f"*/{DATABASE}"))
     if below:
         raise UserError(
             f"{folder} holds several runs, each with its own mlflow.db: give one of {', '.join(below[:10])}"
         )
-    lost = f"; {said.removeprefix(_SQLITE)}, which its mlflow.json names, is gone" if said else ""
+    lost = f"; {named}, which its mlflow.json names, is gone" if said else ""
     raise UserError(f"nothing in {folder} was tracked in MLflow: it has no mlflow.db{lost}")
 
 
@@ -50,6 +50,9 @@ def refuse_taken(port: int) -> None:
 
 def become_ui(store: str, port: int) -> None:
     """Turn this process into MLflow's server, on this machine only; does not return."""
+    database = database_of(store)
+    if database is not None:
+        follow(database)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # seven processes that no run here needs
     arguments = ["ui", "--backend-store-uri", store, "--host", HOST, "--port", str(port), "--workers", "1"]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.report.facts import Json, RunFacts, StageFacts
-
-TRAIN_KEYS = ("steps", "final_loss", "tau", "log_normalizer_mse", "samples_per_second", "npn_share")
+from pipeline.report.facts import RunFacts, StageFacts
+from pipeline.tracking.names import FINAL
+from pipeline.typed_files import Json
 
 
 def summarise(facts: RunFacts, page: Path, seconds: float, stage: str = "report") -> Json:
     """The summary. page: where the report is. seconds: that it took; the marker of its own stage is not there yet."""
+    run = facts.run
     return {
         "stages": {s.name: _own(seconds) if s.name == stage else _stage(s) for s in facts.stages},
-        "ingest": facts.manifest and _ingest(facts.manifest),
-        "train": facts.train and {key: facts.train.get(key) for key in TRAIN_KEYS},
-        "evaluate": {r["task"]: {"score": r["score"], "chance": r["chance"]} for r in facts.results} or None,
-        "mlflow": facts.mlflow and _mlflow(facts.mlflow),
+        "ingest": run.manifest and _ingest(run.manifest),
+        "train": run.trained and {key: run.trained.get(key) for key in ("steps", *FINAL)},
+        "evaluate": {r["task"]: {"score": r["score"], "chance": r.get("chance")} for r in run.scores.results} or None,
+        "mlflow": run.mlflow and _mlflow(run.mlflow),
         "report": str(page),
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -18,29 +17,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report.compare import text
-from pipeline.report.compare.curves import thin_points
+from pipeline import text
 from pipeline.report.compare.run import Run
+from pipeline.report.curves.figures import thin_points
+from pipeline.time_left import recent_rate, seconds_left
 from pipeline.tracking.jsonl import Point, iterate_points
+from pipeline.tracking.names import METRICS
 
 REFRESH_SECONDS = 2
-RECENT = 10  # log points whose median rate tells when the run will end
 MESSAGES = 5
 TAIL_BYTES = 200_000  # of a log that is searched for messages
-CURVES = (
-    ("train/loss", "loss"),
-    ("npn/log_normalizer_mse", "log-normalizer error"),
-    ("train/tau", "tau"),
-    ("train/samples_per_second", "samples/s"),
-)
+CURVES = ("train/loss", "npn/log_normalizer_mse", "train/tau", "train/samples_per_second")
 LATEST = (
-    ("train/loss", "loss"),
-    ("train/tau", "tau"),
-    ("train/lr", "lr"),
-    ("train/accuracy", "accuracy"),
-    ("npn/log_normalizer_mse", "log-normalizer error"),
-    ("train/grad_norm", "gradient norm"),
-)
+    "train/loss", "train/tau", "train/lr", "train/accuracy", "npn/log_normalizer_mse", "train/grad_norm",
+)  # fmt: skip
 PLOT_HEIGHT, WIDE = 9, 100
 _WARNING = re.compile(r"^(?:WARNING|ERROR) [\w.]+: (.*)|^(error: .*)")
 
@@ -139,7 +129,7 @@ def _progress(run: Run, width: int, now: float) -> Group:
     if rate is not None:
         facts.append(f"{text.number(rate)} samples/s")
         if run.state == "training" and total:
-            left = max(0.0, (total - seen) / rate - (now - points[-1].time))
+            left = seconds_left(points, total, now) or 0.0
             end = datetime.fromtimestamp(now) + timedelta(seconds=left)
             facts.append(f"{text.duration(left)} left, until {end:%a %H:%M}")
     if run.spent is not None:
@@ -152,18 +142,11 @@ def _progress(run: Run, width: int, now: float) -> Group:
     return Group(*lines, Text("  ".join(facts)))
 
 
-def recent_rate(points: Sequence[Point]) -> float | None:
-    """Samples per second: the median of what was logged last."""
-    name = "train/samples_per_second"
-    rates = [point.metrics[name] for point in points[-RECENT:] if point.metrics.get(name, 0) > 0]
-    return statistics.median(rates) if rates else None
-
-
 def _latest(point: Point) -> Text:
     line = Text(f"step {point.step:,}", style="bold")
-    for name, label in LATEST:
+    for name in LATEST:
         if name in point.metrics:
-            line.append(f"  {label} ", style="not bold dim")
+            line.append(f"  {METRICS[name].label} ", style="not bold dim")
             line.append(text.number(point.metrics[name]), style="not bold")
     return line
 
@@ -171,11 +154,11 @@ def _latest(point: Point) -> Text:
 def _plots(points: Sequence[Point], width: int, rows: int) -> Columns:
     across = 2 if width >= WIDE else 1
     each = (width - 2 * (across - 1)) // across
-    plots = (_plot(points, name, label, each) for name, label in CURVES)
+    plots = (_plot(points, name, each) for name in CURVES)
     return Columns([plot for plot in plots if plot is not None][: rows * across], padding=(0, 2, 0, 0))
 
 
-def _plot(points: Sequence[Point], metric: str, label: str, width: int) -> Text | None:
+def _plot(points: Sequence[Point], metric: str, width: int) -> Text | None:
     """A curve over samples seen in braille; None where fewer than two values can be drawn."""
     from plotext import figure  # one for the whole process; cleared before each curve
 
@@ -185,7 +168,7 @@ def _plot(points: Sequence[Point], metric: str, label: str, width: int) -> Text 
     figure.clear()
     figure.theme("colorless")
     figure.plot_size(width, PLOT_HEIGHT)
-    figure.title(label)
+    figure.title(METRICS[metric].label)
     figure.draw(figure.signal(x, y, marker="braille").lines(True))
     ends = [x[0], (x[0] + x[-1]) / 2, x[-1]]
     figure.ruler("x").ticks(ends, [text.short_count(value) for value in ends])
@@ -210,7 +193,7 @@ def _messages(run: Run) -> list[str]:
         told.append(f"{count:.0f} health warnings, the last by step {warned[-1][0]:,}: the log of training says which")
     if run.failure and run.failure not in told:
         told.append(f"failed: {run.failure}")
-    return list(told)
+    return [*told, *run.read.problems]
 
 
 def _tail(path: Path) -> list[str]:

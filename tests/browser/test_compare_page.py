@@ -1,27 +1,28 @@
 """The comparison in a real browser: whole at every width, nothing fetched, controls work, axe finds nothing serious."""
 
-from pathlib import Path
-
 import pytest
-from compare_support import fabricate_member, fabricate_sweep
-from report_support import HOSTILE
-from views import (
-    VIEWS,
-    assert_nothing_hostile_ran,
-    assert_text_has_contrast,
-    keep_screenshot,
-    show,
-    show_whole,
-    text_of,
-)
 
 from pipeline.report.compare.comparison import compare
 from pipeline.report.compare.find import find_runs
 from pipeline.report.compare.page import write_page
+from tests.browser.views import (
+    VIEWS,
+    assert_accessible,
+    assert_nothing_hostile_ran,
+    assert_text_has_contrast,
+    draw_all,
+    drawn,
+    keep_screenshot,
+    overflow,
+    show,
+    show_whole,
+    text_of,
+)
+from tests.compare_support import fabricate_member, fabricate_sweep
+from tests.report_support import HOSTILE
 
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 ActionChains = pytest.importorskip("selenium.webdriver").ActionChains
-AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text()
 WIDTHS = [*VIEWS, (360, "light")]
 FIGURES = 8
 # What a canvas shows, as one number: it changes when what is drawn does.
@@ -50,22 +51,12 @@ def forty(tmp_path_factory):
     return page_of(root / "runs", root / "compare.html")
 
 
-def draw_all(browser):
-    """Curves are drawn when they come into view."""
-    browser.execute_script("document.querySelectorAll('.chart').forEach((c, i) => build(i))")
-
-
-def drawn(browser):
-    return browser.execute_script("return document.querySelectorAll('.chart canvas').length")
-
-
 @pytest.mark.parametrize(("width", "scheme"), WIDTHS)
 def test_the_page_is_whole_at_every_width_and_in_both_schemes(browser, page, width, scheme):
     show_whole(browser, page, width, scheme)
     draw_all(browser)
     assert drawn(browser) == FIGURES
-    overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert browser.execute_script(overflow) == 0
+    assert overflow(browser) == 0
     assert browser.get_log("browser") == []
     keep_screenshot(browser, f"compare-{width}-{scheme}")
 
@@ -73,13 +64,7 @@ def test_the_page_is_whole_at_every_width_and_in_both_schemes(browser, page, wid
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (360, "light")])
 def test_axe_finds_nothing_serious(browser, page, width, scheme):
     show(browser, page, width, scheme)
-    draw_all(browser)
-    browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true })")
-    browser.execute_script(AXE)
-    found = browser.execute_async_script("axe.run().then(arguments[0])")
-    assert len(found["passes"]) > 20
-    serious = [v for v in found["violations"] if v["impact"] in ("serious", "critical")]
-    assert [(v["id"], [node["html"][:200] for node in v["nodes"][:3]]) for v in serious] == []
+    assert_accessible(browser)
 
 
 def test_text_has_contrast(browser, page):

@@ -1,8 +1,9 @@
 """A corpus's report in a real browser: whole at every width, nothing fetched, hostile text stays text, contrast."""
 
 import pytest
-from corpus_report_support import HOSTILE, fabricate_corpus
-from views import (
+
+from data_prep.report import build_report
+from tests.browser.views import (
     VIEWS,
     assert_nothing_hostile_ran,
     assert_pictures_are_described,
@@ -12,8 +13,7 @@ from views import (
     show_whole,
     text_of,
 )
-
-from data_prep.report import build_report
+from tests.corpus_report_support import HOSTILE, fabricate_corpus
 
 
 @pytest.fixture(scope="module")

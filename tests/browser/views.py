@@ -13,11 +13,16 @@ VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark"
 
 def show(browser, page: Path, width: int = 1280, scheme: str = "light") -> None:
     browser.get_log("browser"), browser.get_log("performance")
+    size(browser, width, scheme)
+    browser.get(page.as_uri())
+
+
+def size(browser, width: int, scheme: str = "light") -> None:
+    """Of what is shown next. width: in CSS pixels, of a phone below 600."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    browser.get(page.as_uri())
 
 
 def show_whole(browser, page: Path, width: int = 1280, scheme: str = "light") -> None:
@@ -25,8 +30,22 @@ def show_whole(browser, page: Path, width: int = 1280, scheme: str = "light") ->
     show(browser, page, width, scheme)
     assert browser.get_log("browser") == []
     assert requested(browser) == {page.as_uri()}
-    overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert browser.execute_script(overflow) == 0
+    assert overflow(browser) == 0
+
+
+def overflow(browser) -> int:
+    """Pixels by which the page is wider than the window."""
+    return browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def draw_all(browser) -> None:
+    """Curves are drawn when they come into view."""
+    browser.execute_script("document.querySelectorAll('.chart').forEach((c, i) => build(i))")
+
+
+def drawn(browser) -> int:
+    """Charts that are there."""
+    return browser.execute_script("return document.querySelectorAll('.chart canvas').length")
 
 
 def requested(browser) -> set[str]:
@@ -54,6 +73,17 @@ def assert_pictures_are_described(browser, count: int) -> None:
     assert browser.execute_script("return document.querySelectorAll('[role=img]:not([aria-label])').length") == 0
     ids = browser.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(ids) == len(set(ids))
+
+
+def assert_accessible(browser) -> None:
+    """axe finds nothing serious on a page with curves, all of it drawn and unfolded."""
+    draw_all(browser)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    browser.execute_script((Path(__file__).parent / "axe" / "axe.min.js").read_text())
+    found = browser.execute_async_script("axe.run().then(arguments[0])")
+    assert len(found["passes"]) > 20
+    serious = [v for v in found["violations"] if v["impact"] in ("serious", "critical")]
+    assert [(v["id"], [node["html"][:200] for node in v["nodes"][:3]]) for v in serious] == []
 
 
 def assert_text_has_contrast(browser, page: Path) -> None:

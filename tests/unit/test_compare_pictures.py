@@ -1,4 +1,4 @@
-"""The figures as files; and one palette on page and pictures, told apart by readers who see few hues."""
+"""The figures as files, and one palette on page and pictures, told apart by readers who see few hues."""
 
 import itertools
 import re
@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare_support import fabricate_member, fabricate_sweep
 from PIL import Image
-from report_support import HOSTILE
 
-import pipeline.report.compare as package
+import pipeline.report.curves as package
+from pipeline.report.compare.comparison import compare
 from pipeline.report.compare.find import find_runs
-from pipeline.report.compare.page import COLOURS
 from pipeline.report.compare.pictures import HUES, write_figures
+from pipeline.report.curves.section import COLOURS
+from tests.compare_support import fabricate_member, fabricate_sweep
+from tests.report_support import HOSTILE
 
-CSS = (Path(package.__file__).parent / "page.css").read_text()
+CSS = (Path(package.__file__).parent / "curves.css").read_text()
 PALETTE = re.findall(r"--g(\d): light-dark\((#\w{6}), (#\w{6})\)", CSS)
 LIGHT, DARK = ([pair[scheme] for pair in PALETTE] for scheme in (1, 2))
 # Machado, Oliveira and Fernandes 2009, severity 1: what is left of linear RGB.
@@ -57,25 +58,38 @@ def test_pictures_have_the_colours_of_the_page():
     assert list(HUES) == LIGHT
 
 
-def test_every_curve_that_was_logged_becomes_a_picture_and_the_page_lies_beside(tmp_path):
-    runs = find_runs([fabricate_sweep(tmp_path / "sweep", {"neuclip": 0.55, "openclip": 0.5}, seeds=2)])
-    written = write_figures(runs, tmp_path / "figures")
-    assert sorted(path.name for path in written) == [
-        "compare.html", "curve-data-wait_share.png", "curve-npn-log_normalizer_mse.png", "curve-npn-share.png",
-        "curve-train-accuracy.png", "curve-train-grad_norm.png", "curve-train-loss.png",
-        "curve-train-samples_per_second.png", "curve-train-tau.png",
-    ]  # fmt: skip
-    with Image.open(tmp_path / "figures" / "curve-train-loss.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-        assert picture.size == (960, 540)
-    for hue in HUES[:2]:
-        wanted = [int(hue[i : i + 2], 16) for i in (1, 3, 5)]
-        assert (np.abs(pixels.astype(int) - wanted).max(axis=1) < 12).sum() > 500, "a curve of each group"
+CURVES = [
+    "curve-data-wait_share.png", "curve-npn-log_normalizer_mse.png", "curve-npn-share.png", "curve-train-accuracy.png",
+    "curve-train-grad_norm.png", "curve-train-loss.png", "curve-train-samples_per_second.png", "curve-train-tau.png",
+]  # fmt: skip
+
+
+def pictures_of(folder, where):
+    return sorted(path.name for path in write_figures(compare(find_runs([folder])), where))
+
+
+def test_every_curve_that_was_logged_and_the_scores_become_pictures(tmp_path):
+    sweep = fabricate_sweep(tmp_path / "sweep", {"neuclip": 0.55, "openclip": 0.5}, seeds=2)
+    assert pictures_of(sweep, tmp_path / "figures") == [*CURVES, "differences.png", "scores.png"]
+    for name, groups, least in (("curve-train-loss", 2, 500), ("scores", 2, 50), ("differences", 1, 50)):
+        with Image.open(tmp_path / "figures" / f"{name}.png") as picture:
+            pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+            assert picture.width == 960
+        for hue in HUES[:groups]:  # neuclip comes first; of differences it is the only one
+            wanted = [int(hue[i : i + 2], 16) for i in (1, 3, 5)]
+            assert (np.abs(pixels.astype(int) - wanted).max(axis=1) < 12).sum() > least, f"{name}: each group"
 
 
 def test_one_run_with_a_hostile_name_has_pictures_too(tmp_path):
     name = ("_$x^$ {a} " + HOSTILE).replace("/", "|")[:120]
     fabricate_member(tmp_path / name)
     fabricate_member(tmp_path / "other", seed=1)
-    assert len(write_figures(find_runs([tmp_path]), tmp_path / "figures")) == 9
-    assert write_figures(find_runs([tmp_path / name]), tmp_path / "alone")[-1].name == "compare.html"
+    assert pictures_of(tmp_path, tmp_path / "figures") == [*CURVES, "scores.png"], "one group: nothing differs"
+    assert pictures_of(tmp_path / name, tmp_path / "alone") == [*CURVES, "scores.png"]
+
+
+def test_a_run_without_anything_has_no_pictures(tmp_path):
+    run = fabricate_member(tmp_path / "run")
+    for file in ("train/metrics.jsonl", "results/aggregate.json", "model/export.json"):
+        (run / file).unlink()
+    assert pictures_of(run, tmp_path / "figures") == []

@@ -2,20 +2,16 @@
 survives damage, and carries text from data only as text. (What a browser makes of it: tests/browser.)"""
 
 import json
-import math
 import re
 import shutil
 
-import numpy as np
 import pytest
-from report_support import HOSTILE, STAGES, fabricate_run
 
-from pipeline.contact_sheet import contact_sheet
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.report import build_report
-from pipeline.report.figures import training_figures
-from pipeline.tracking.jsonl import Point
+from pipeline.pages.contact_sheet import contact_sheet
+from pipeline.report.build import build_report
+from tests.report_support import HOSTILE, STAGES, fabricate_run
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +84,16 @@ def test_a_task_that_failed_is_on_the_page_with_its_reason(tmp_path):
     assert "failed: torn tar" in (run / "report.html").read_text()
 
 
+def test_a_task_without_a_chance_has_a_row(tmp_path):
+    run = fabricate_run(tmp_path)
+    path = run / "results" / "scenes_unseen.json"
+    write_json(path, {**json.loads(path.read_text()), "chance": None})
+    assert summary_of(run)["evaluate"]["scenes_unseen"] == {"score": 0.6125, "chance": None}
+    row = (run / "report.html").read_text().partition("Unseen combinations")[2].partition("</tr>")[0]
+    assert "61.2" in row
+    assert "chance" not in row
+
+
 def test_a_partial_mean_is_not_shown_as_the_average(tmp_path):
     run = fabricate_run(tmp_path)
     path = run / "results" / "aggregate.json"
@@ -141,54 +147,19 @@ def test_no_plan_is_explained_and_nothing_is_written(tmp_path):
 
 def test_the_page_refers_to_nothing_outside_and_carries_hostile_text_escaped(run):
     page = (run / "report.html").read_text()
-    own = re.sub(r"<script>/\*\*.*?plotly.*?</script>", "", page, count=1, flags=re.S | re.I)
-    assert len(own) < len(page) / 5, "plotly.js is bundled, and taken out here"
     assert "<script>window.hacked" not in page
-    assert "<img src=x" not in own
-    assert not re.findall(r"""(?:src|href)=["']?(?:https?:|//)""", own)
-    figures = re.search(r'id="figures">(.*?)</script>', page, flags=re.S).group(1)
-    assert len(json.loads(figures)) == 6
+    assert "<img src=x" not in page
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:|//)""", page)
+    curves = json.loads(re.search(r'id="curves-data">(.*?)</script>', page, flags=re.S).group(1))
+    assert len(curves["figures"]) == 7
+    assert len(page) < 300_000, "thumbnails, one plotting library and the curves"
 
 
 def test_the_commands_can_be_pasted(run):
     page = (run / "report.html").read_text()
-    assert f"mlflow ui --backend-store-uri sqlite:///{run}/mlflow.db --host 127.0.0.1 --port 5000" in page
+    assert f"neuclip ui {run}" in page
     assert f"neuclip run {run}/recipe.yaml --workdir NEW_FOLDER" in page
     assert f"neuclip train &#39;{run}/a folder&#39;" in page
-
-
-def point(samples, **metrics):
-    return Point(samples // 10, samples, 0.0, {name.replace("__", "/"): v for name, v in metrics.items()})
-
-
-def test_curves_hold_the_logged_values_and_gaps_where_they_are_not_finite():
-    points = [
-        point(10, train__loss=3.0),
-        point(20, train__loss=math.nan),
-        point(30, train__loss=2.0),
-        point(40),
-    ]
-    (figure,) = training_figures(points)
-    assert (figure["key"], figure["log"], figure["first"], figure["last"]) == ("loss", False, 3.0, 2.0)
-    assert figure["series"] == [{"label": "loss", "x": [10, 20, 30], "y": [3.0, None, 2.0]}]
-    json.dumps(figure, allow_nan=False)
-
-
-def test_the_log_normalizer_error_has_a_band_of_two_standard_errors_above_zero():
-    mse, se = [8.0, 0.1], [1.0, 0.2]
-    points = [
-        point(10 * i, npn__log_normalizer_mse=m, npn__log_normalizer_mse_se=s)
-        for i, (m, s) in enumerate(zip(mse, se, strict=True))
-    ]
-    (figure,) = training_figures(points)
-    (series,) = figure["series"]
-    assert figure["log"]
-    np.testing.assert_allclose(series["low"], [6.0, 0.01])
-    np.testing.assert_allclose(series["high"], [10.0, 0.5])
-
-
-def test_a_run_that_logged_only_nonsense_has_no_curves():
-    assert training_figures([point(10, train__loss=math.nan), point(20, other=1.0)]) == []
 
 
 def test_the_contact_sheet_spans_the_corpus_and_skips_what_is_no_image(run):

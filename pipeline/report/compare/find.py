@@ -42,7 +42,8 @@ def _below(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
         yield folder
     elif depth > 0:
         for inner in sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."):
-            yield from _below(Path(inner), depth - 1, seen)
+            if os.access(inner, os.R_OK | os.X_OK):  # what a colleague keeps to himself hides no other run
+                yield from _below(Path(inner), depth - 1, seen)
 
 
 def _names(folders: list[Path]) -> list[str]:

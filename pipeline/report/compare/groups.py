@@ -11,12 +11,12 @@ from typing import Any
 
 from pipeline.config.loader import parse
 from pipeline.config.schema import RunConfig
+from pipeline.config.tree import flatten
 from pipeline.errors import UserError
 from pipeline.report.compare.run import Run
-from pipeline.report.compare.text import one_line
 from pipeline.same_run import what_decides
+from pipeline.text import one_line
 from pipeline.time_spent import TimeSpent
-from pipeline.tracking.mlflow import flatten
 
 INCIDENTAL = ("corpus.port", "name", "description")  # tell nothing of what was trained
 SEED = "seed"

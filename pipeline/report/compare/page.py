@@ -3,58 +3,38 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-
+from pipeline import text
 from pipeline.files import atomic_open
-from pipeline.report.compare import text
+from pipeline.pages.template import template
 from pipeline.report.compare.comparison import Comparison
-from pipeline.report.compare.curves import clock, figures
 from pipeline.report.compare.estimates import Difference
 from pipeline.report.compare.groups import Group, mean_over, mean_time, shown
 from pipeline.report.compare.run import Run
 from pipeline.report.compare.step_time import PARTS, shares, throughput
 from pipeline.report.compare.words import summary
-from pipeline.report.facts import Json
+from pipeline.report.curves.section import Drawn, Look, device_of, look, section
 from pipeline.report.summary import failed_by_cause
+from pipeline.typed_files import Json
 
-COLOURS = 6  # --g0 to --g5 of page.css
-DASHES = ((), (9, 4), (2, 3), (10, 3, 2, 3), (16, 5))  # pixels drawn, left out, drawn ...
 DARKEST = 0.42  # of a heat map: text on it still has contrast
-FOR_CURVES = ("name", "colour", "dash", "number", "clock")  # what the script is told of a run
 FARTHEST = 3.0  # how much further than the largest difference the scale of intervals may reach
 
 
 def render(comparison: Comparison) -> str:
     """The page. Whatever comes from data (names, captions, causes, paths) appears on it as text."""
-    loader = PackageLoader("pipeline", "")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        count=text.count, short_count=text.short_count, number=text.number, percent=text.percent, points=text.points,
-        hours=text.hours, duration=text.duration, shade=_shade, place=_place, breakable=_breakable,
-    )  # fmt: skip
+    page = template("pipeline/report/compare/page.html", shade=_shade, place=_place)
     runs, overall, baseline = comparison.runs, comparison.scores.overall, comparison.baseline
-    drawn = figures(runs)
-    device = _device(runs)
+    device = device_of(runs)
     gaps = [(line.section, line.title, line.differences(baseline)) for line in comparison.scores.tasks]
     if overall is not None:
         gaps.append(("", overall.title, overall.differences(baseline)))
-    shown_runs = [_run(comparison, run, f"{device.lower()}_hours") for run in runs]
-
-    def include_raw(name: str) -> Markup:
-        return Markup(loader.get_source(environment, name)[0])
-
-    return environment.get_template("report/compare/page.html").render(
-        include_raw=include_raw,
+    return page.render(
         title=_title(comparison),
         written=datetime.now(tz=UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
         summary=[text.one_line(sentence, 1000) for sentence in summary(comparison)],
@@ -65,13 +45,12 @@ def render(comparison: Comparison) -> str:
         overall_title=overall.title if overall else "Average",
         tasks=len(comparison.scores.tasks),
         groups=[_group(comparison, group, device) for group in comparison.groups],
-        runs=shown_runs,
+        runs=[_run(comparison, run) for run in runs],
         parts=_by_part([(line.section, line) for line in comparison.scores.tasks]),
         gaps=_by_part([(part, (title, _others(cells, baseline))) for part, title, cells in gaps]),
         reach=_reach([d for _, _, cells in gaps for d in cells if d is not None]),
         noise=_noise([cell.runs for line in comparison.scores.tasks for cell in line.cells if cell is not None]),
-        figures=[{**figure, "rows": _ends(figure, runs)} for figure in drawn],
-        axes=[("samples", "samples"), ("hours", "training hours"), (f"{device.lower()}_hours", f"{device}-hours")],
+        curves=section([_drawn(comparison, run) for run in runs], [group.label for group in comparison.groups]),
         corpora=_corpora(runs),
         times=[_time(run) for run in runs if run.points],
         time_parts=PARTS,
@@ -79,7 +58,6 @@ def render(comparison: Comparison) -> str:
             {"key": setting.key, "cells": [shown(value) for value in setting.values]} for setting in comparison.settings
         ],
         command=_command(comparison),
-        data={"figures": drawn, "runs": [{key: run[key] for key in FOR_CURVES} for run in shown_runs]},
     )
 
 
@@ -90,12 +68,6 @@ def write_page(comparison: Comparison, path: Path) -> None:
         stream.write(html)
 
 
-def _device(runs: Sequence[Run]) -> str:
-    """Whose hours count: GPUs', unless all that trained did so without one."""
-    spent = [run.spent for run in runs if run.spent]
-    return "CPU" if any(s.cpu_hours for s in spent) and not any(s.gpu_hours for s in spent) else "GPU"
-
-
 def _title(comparison: Comparison) -> str:
     labels = [group.label for group in comparison.groups]
     if len(labels) > 3:
@@ -103,16 +75,19 @@ def _title(comparison: Comparison) -> str:
     return " and ".join([", ".join(labels[:-1]), labels[-1]] if labels[1:] else labels)
 
 
-def _look(group: Group, place: int = 0) -> Json:
-    """Colour by group, line style by the place of a run in it; styles also tell groups beyond the colours apart."""
-    style = DASHES[(group.number // COLOURS + place) % len(DASHES)]
-    return {"colour": f"--g{group.number % COLOURS}", "dash": list(style)}
+def _drawn(comparison: Comparison, run: Run) -> Drawn:
+    return Drawn(run, text.one_line(run.name), _look(comparison, run), comparison.group_of(run).number)
+
+
+def _look(comparison: Comparison, run: Run) -> Look:
+    group = comparison.group_of(run)
+    return look(group.number, group.runs.index(run))
 
 
 def _group(comparison: Comparison, group: Group, device: str) -> Json:
     overall, spent = comparison.scores.overall, mean_time(group)
     return {
-        **_look(group),
+        "look": look(group.number),
         "number": group.number,
         "label": group.label,
         "runs": len(group.runs),
@@ -127,23 +102,19 @@ def _group(comparison: Comparison, group: Group, device: str) -> Json:
     }
 
 
-def _run(comparison: Comparison, run: Run, device_hours: str) -> Json:
-    group = comparison.group_of(run)
+def _run(comparison: Comparison, run: Run) -> Json:
     overall = comparison.scores.overall
-    axes = clock(run)
     return {
-        **_look(group, group.runs.index(run)),
+        "look": _look(comparison, run),
         "name": text.one_line(run.name),
-        "group": group.label,
-        "number": group.number,
+        "group": comparison.group_of(run).label,
         "seed": text.MISSING if run.seed is None else run.seed,
         "state": run.state,
         "overall": overall.by_run.get(run.name) if overall else None,
-        "loss": next((p.metrics["train/loss"] for p in reversed(run.points) if "train/loss" in p.metrics), None),
+        "loss": run.last_loss,
         "samples": run.samples_seen,
         "seconds": run.spent.train_seconds if run.spent else None,
         "missing": "; ".join(run.missing),
-        "clock": {axis: axes[axis] for axis in ("samples", "hours", device_hours)},
         "provenance": _provenance(run),
         "command": shlex.join(["neuclip", "run", str(run.folder / "recipe.yaml"), "--workdir", "NEW_FOLDER"]),
     }
@@ -151,12 +122,9 @@ def _run(comparison: Comparison, run: Run, device_hours: str) -> Json:
 
 def _provenance(run: Run) -> list[tuple[str, str]]:
     trained, export, code = run.trained or {}, run.export or {}, run.environment
-    version = (
-        f"{code.get('version', '')} {code.get('commit') or ''}{' with changes' if code.get('uncommitted') else ''}"
-    )
     rows = [
         ("Folder", run.folder),
-        ("Code", " ".join(word for word in version if word)),
+        ("Code", " ".join(str(code[key]) for key in ("version", "commit") if code.get(key))),
         ("Written on", code.get("host")),
         ("Evaluation code", ", ".join(sorted({str(result.get("code_version")) for result in run.scores.results}))),
         ("Checkpoint", export.get("checkpoint")),
@@ -202,15 +170,6 @@ def _noise(runs: Sequence[int]) -> str:
     return " ".join([*told, images] if 1 in runs else told)
 
 
-def _ends(figure: Json, runs: Sequence[Run]) -> list[Json]:
-    rows = []
-    for series in figure["series"]:
-        values = [value for value in series["y"] if value is not None]
-        ends = {"first": values[0], "last": values[-1], "lowest": min(values), "highest": max(values)}
-        rows.append({"name": text.one_line(runs[series["run"]].name), **ends})
-    return rows
-
-
 def _corpora(runs: Sequence[Run]) -> list[Json]:
     """One row per corpus that the runs' folders hold, however many runs share it."""
     found: dict[str, tuple[Json, list[Run]]] = {}
@@ -232,7 +191,7 @@ def _corpora(runs: Sequence[Run]) -> list[Json]:
 
 def _causes(manifest: Json) -> str:
     causes = list(failed_by_cause(manifest).items())[:3]
-    return ", ".join(f"{text.one_line(name.replace('_', ' '), 40)} {text.count(rows)}" for name, rows in causes) or "–"
+    return ", ".join(f"{text.one_line(text.words(name), 40)}: {text.count(rows)}" for name, rows in causes) or "–"
 
 
 def _time(run: Run) -> Json:
@@ -256,11 +215,6 @@ def _shade(mean: float, chance: float | None) -> str:
     """Opacity of a cell: none at chance, the darkest at 1."""
     low = chance or 0.0
     return f"{DARKEST * min(1.0, max(0.0, (mean - low) / (1 - low))):.3f}"
-
-
-def _breakable(name: str) -> Markup:
-    """A name with places where a narrow column may break it."""
-    return Markup(re.sub(r"([,/=._-])", r"\1<wbr>", str(escape(name))))
 
 
 def _place(value: float, reach: float) -> float:

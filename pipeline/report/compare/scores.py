@@ -11,8 +11,8 @@ from pipeline.evaluation.tasks import TASKS_FILE, Task, datacomp_tasks, load_tas
 from pipeline.report.compare.estimates import Difference, Estimate, difference, mean_of, of_images, of_seeds
 from pipeline.report.compare.groups import Group
 from pipeline.report.compare.run import Run
-from pipeline.report.compare.text import one_line
-from pipeline.report.facts import Json
+from pipeline.text import one_line
+from pipeline.typed_files import Json
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def score_table(groups: Sequence[Group]) -> ScoreTable:
     names.sort(key=lambda name: order.get(name, len(order)))
     tasks = [_task(name, definitions.get(name), groups, results) for name in names]
     common = [name for name in names if all(name in results[run.name] for run in evaluated)]
-    return ScoreTable(tasks, _overall(groups, evaluated, results, common), _unlike(evaluated, results, names))
+    apart = [name for name in common if name in definitions and not definitions[name].in_the_average]
+    return ScoreTable(tasks, _overall(groups, evaluated, results, common, apart), _unlike(evaluated, results, names))
 
 
 def _task(name: str, task: Task | None, groups: Sequence[Group], results: dict[str, dict[str, Json]]) -> Line:
@@ -93,13 +94,21 @@ def _estimate(results: list[Json]) -> Estimate | None:
 
 
 def _overall(
-    groups: Sequence[Group], evaluated: list[Run], results: dict[str, dict[str, Json]], common: list[str]
+    groups: Sequence[Group],
+    evaluated: list[Run],
+    results: dict[str, dict[str, Json]],
+    common: list[str],
+    apart: list[str],
 ) -> Line | None:
-    """The mean of the tasks that all evaluated runs have; it is the average where each run's own is of just these."""
+    """The mean of the tasks that all evaluated runs have; it is the average where each run's own is of just these.
+
+    apart: tasks that count in no average, as those of the group `own`.
+    """
     averaged = [run.aggregate for run in evaluated if run.aggregate is not None and "average" in run.aggregate]
     whole = len(averaged) == len(evaluated) and len({frozenset(summary["scores"]) for summary in averaged}) == 1
-    if whole:
-        common = [name for name in common if name in averaged[0]["scores"]]
+    counted = [name for name in common if whole and name in averaged[0]["scores"] and name not in apart]
+    whole = whole and len(counted) == averaged[0].get("tasks")
+    common = counted if whole else common
     if not common:
         return None
     means = {run.name: sum(results[run.name][name]["score"] for name in common) / len(common) for run in evaluated}

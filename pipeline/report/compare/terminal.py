@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report.compare import text
+from pipeline import text
 from pipeline.report.compare.comparison import Comparison
 from pipeline.report.compare.estimates import Estimate
 from pipeline.report.compare.groups import mean_over, mean_time, shown
@@ -30,7 +30,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Text(text.one_line(note, 400), style="yellow"))
     for run in comparison.runs:
         if run.missing:
-            console.print(Text(f"{text.one_line(run.name)}: {'; '.join(run.missing)}", style="yellow"))
+            lacks = text.one_line("; ".join(run.missing), 400)
+            console.print(Text(f"{text.one_line(run.name)}: {lacks}", style="yellow"))
 
 
 def _groups(comparison: Comparison) -> Table:
@@ -51,7 +52,7 @@ def _groups(comparison: Comparison) -> Table:
             f"{wins}/{len(tasks)}" if cell else text.MISSING,
             text.short_count(mean_over(group, lambda run: run.samples_seen)),
             text.duration(spent.train_seconds),
-            text.device_hours(spent),
+            text.device_hours(spent.gpu_hours, spent.cpu_hours),
         )
     return table
 

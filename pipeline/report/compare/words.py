@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.report.compare.comparison import Comparison
 from pipeline.report.compare.estimates import Estimate, difference
-from pipeline.report.compare.text import percent, points
+from pipeline.text import percent, points
 
 
 def summary(comparison: Comparison) -> list[str]:
@@ -70,9 +70,12 @@ def _by_task(comparison: Comparison, first: int, second: int) -> str:
     ahead = sum(gap.value > 0 for gap in gaps)
     better = sum(gap.beyond_noise and gap.value > 0 for gap in gaps)
     worse = sum(gap.beyond_noise and gap.value < 0 for gap in gaps)
+    told = f"It is ahead in {ahead} of {len(gaps)} task{'s' if len(gaps) > 1 else ''}"
+    if not better and not worse:
+        return f"{told}; by itself no task tells the two apart."
     return (
-        f"By task it is ahead in {ahead} of {len(gaps)}: beyond the noise in {better}, and behind beyond the noise in "
-        f"{worse}; of twenty such intervals, one is expected to be off by chance."
+        f"{told}, in {better} by more than the noise, and behind by more than that in {worse}; of twenty such "
+        "intervals, one is expected to be off by chance."
     )
 
 

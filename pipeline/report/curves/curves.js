@@ -1,31 +1,9 @@
-// The theme, and the curves of #comparison drawn with uPlot in the page's colours; all of them share axis and zoom.
+// The curves of #curves-data drawn with uPlot in the page's colours (theme.js); all of them share axis and zoom.
 "use strict";
-
-const root = document.documentElement;
-const system = matchMedia("(prefers-color-scheme: dark)");
-const probe = document.body.appendChild(document.createElement("i"));
-probe.hidden = true;
-
-function colour(name) {
-  probe.style.color = `var(${name})`;
-  return getComputedStyle(probe).color;
-}
-
-// ---- The page's theme: the system's, until the button says otherwise.
-
-const themeButton = document.getElementById("theme");
-const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
-
-function retheme() {
-  themeButton.textContent = isDark() ? "Light" : "Dark";
-  themeButton.setAttribute("aria-label", `Switch to the ${isDark() ? "light" : "dark"} theme`);
-  redraw();
-}
 
 // ---- What is drawn.
 
-const element = document.getElementById("comparison");
-const { figures, runs } = element ? JSON.parse(element.textContent) : { figures: [], runs: [] };
+const { figures, runs } = JSON.parse(document.getElementById("curves-data").textContent);
 const places = [...document.querySelectorAll("[data-figure]")];
 const shown = runs.map(() => true);
 const logAxis = figures.map((figure) => figure.log);
@@ -63,7 +41,9 @@ function smooth(values) {
 
 function drawable(figure) {
   return figure.series
-    .map((one) => ({ run: one.run, x: alongAxis(one.run, one.x.map((at) => at * one.samples)), y: smooth(one.y) }))
+    .map(({ run, samples, x, y, low, high }) => ({
+      run, x: alongAxis(run, x.map((at) => at * samples)), y: smooth(y), edges: low ? [smooth(high), smooth(low)] : [],
+    }))
     .filter((one) => one.x !== null);
 }
 
@@ -85,6 +65,8 @@ function build(i) {
     return;
   }
   place.textContent = "";
+  const banded = curves.filter((one) => one.edges.length);
+  const edges = banded.flatMap(({ run, x, edges: both }) => both.map((y) => ({ run, x, y }))); // drawn by their band only
   const line = colour("--line");
   const ink = colour("--muted");
   const side = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "12px system-ui" };
@@ -101,18 +83,21 @@ function build(i) {
       { ...side, size: (u, labels) => 22 + 7 * Math.max(3, ...(labels || []).map((l) => l.length)), values: (u, splits) => splits.map((v) => (v === null ? "" : number(v))) },
     ],
     series: [{}, ...curves.map(({ run, y }) => ({
-      label: runs[run].name,
       stroke: colour(runs[run].colour),
       dash: runs[run].dash,
       width: runs.length > 12 ? 1.1 : 1.75,
       show: shown[run],
       points: { show: y.length < 2 },
-    }))],
-    focus: { alpha: 0.25 },
+    })), ...edges.map(({ run }) => ({ show: shown[run], points: { show: false } }))],
+    bands: banded.map(({ run }, k) => ({
+      series: [curves.length + 2 * k + 1, curves.length + 2 * k + 2],
+      fill: colour(runs[run].colour).replace("rgb", "rgba").replace(")", ", 0.18)"),
+    })),
+    focus: { alpha: runs.length > 1 ? 0.25 : 1 },
     cursor: {
-      focus: { prox: 24 },
+      focus: { prox: 24, dist: (u, s, at, value, cursor) => (s > curves.length ? Infinity : value - cursor) },
       drag: { x: true, y: false },
-      points: { size: 7 },
+      points: { size: (u, s) => (s > curves.length ? 0 : 7) },
       dataIdx: (u, s, at) => nearest(u.data[s], at),
       bind: { dblclick: () => () => setZoom(null) },
     },
@@ -124,10 +109,10 @@ function build(i) {
     },
   };
   if (zoom) options.scales.x = { time: false, min: zoom[0], max: zoom[1], range: (u, min, max) => [min, max] };
-  const data = uPlot.join(curves.map(({ x, y }) => [x, logAxis[i] ? y.map((v) => (v > 0 ? v : null)) : y]));
+  const data = uPlot.join([...curves, ...edges].map(({ x, y }) => [x, logAxis[i] ? y.map((v) => (v > 0 ? v : null)) : y]));
   charts[i] = new uPlot(options, data, place);
   charts[i].over.append(tip);
-  charts[i].runs = curves.map(({ run }) => run);
+  charts[i].runs = [...curves, ...edges].map(({ run }) => run);
   if (zoom) charts[i].setScale("x", { min: zoom[0], max: zoom[1] });
 }
 
@@ -204,11 +189,10 @@ function setShown(run, on) {
   shown[run] = on;
   document.querySelector(`[data-run="${run}"]`).checked = on;
   for (const chart of charts) {
-    const at = chart ? chart.runs.indexOf(run) : -1;
-    if (at >= 0) chart.setSeries(at + 1, { show: on });
+    if (chart) chart.runs.forEach((of, at) => of === run && chart.setSeries(at + 1, { show: on }));
   }
   for (const button of document.querySelectorAll("[data-group]")) {
-    const members = runs.map((_, r) => r).filter((r) => runs[r].number === Number(button.dataset.group));
+    const members = runs.map((_, r) => r).filter((r) => runs[r].group === Number(button.dataset.group));
     button.setAttribute("aria-pressed", String(members.some((r) => shown[r])));
   }
 }
@@ -238,75 +222,67 @@ function step(u, by) {
 
 // ---- Controls.
 
-themeButton.hidden = false;
-themeButton.addEventListener("click", () => {
-  root.dataset.theme = isDark() ? "light" : "dark";
-  retheme();
-});
-system.addEventListener("change", retheme);
-retheme();
-
-if (figures.length) {
-  for (const id of ["controls", "choices"]) document.getElementById(id).hidden = false;
-  if (matchMedia("(max-width: 40rem)").matches || runs.length > 12) document.getElementById("choices").open = false;
-  for (const radio of document.querySelectorAll("[name=axis]")) {
-    radio.addEventListener("change", () => {
-      axis = radio.value;
-      setZoom(null);
-    });
-  }
-  const slider = document.getElementById("smoothing");
-  slider.addEventListener("input", () => {
-    smoothing = Number(slider.value);
-    document.getElementById("smoothed").textContent = slider.value;
-    redraw();
-  });
-  document.getElementById("reset").addEventListener("click", () => setZoom(null));
-  for (const box of document.querySelectorAll("[data-run]")) {
-    box.addEventListener("change", () => setShown(Number(box.dataset.run), box.checked));
-  }
-  for (const button of document.querySelectorAll("[data-all]")) {
-    button.addEventListener("click", () => runs.forEach((_, run) => setShown(run, button.dataset.all === "true")));
-  }
-  for (const button of document.querySelectorAll("[data-group]")) {
-    button.addEventListener("click", () => {
-      const on = button.getAttribute("aria-pressed") !== "true";
-      runs.forEach((run, r) => run.number === Number(button.dataset.group) && setShown(r, on));
-    });
-  }
-  for (const button of document.querySelectorAll("[data-log]")) {
-    button.hidden = false;
-    button.addEventListener("click", () => {
-      const i = Number(button.dataset.log);
-      logAxis[i] = !logAxis[i];
-      button.setAttribute("aria-pressed", String(logAxis[i]));
-      build(i);
-    });
-  }
-  const seen = new IntersectionObserver((entries) => {
-    for (const { isIntersecting, target } of entries) {
-      const i = Number(target.dataset.figure);
-      if (isIntersecting && !charts[i]) build(i);
-    }
-  }, { rootMargin: "300px" });
-  const sized = new ResizeObserver((entries) => {
-    for (const { target } of entries) {
-      const chart = charts[Number(target.dataset.figure)];
-      if (chart) chart.setSize(size(target));
-    }
-  });
-  places.forEach((place, i) => {
-    seen.observe(place);
-    sized.observe(place);
-    place.addEventListener("keydown", (event) => onKey(event, i));
-  });
-  // Paper is white, and holds every chart.
-  addEventListener("beforeprint", () => {
-    root.dataset.paper = "";
-    figures.forEach((_, i) => build(i));
-  });
-  addEventListener("afterprint", () => {
-    delete root.dataset.paper;
-    redraw();
+addEventListener("retheme", redraw);
+document.getElementById("controls").hidden = false;
+document.getElementById("choices").hidden = runs.length < 2;
+if (matchMedia("(max-width: 40rem)").matches || runs.length > 12) document.getElementById("choices").open = false;
+for (const radio of document.querySelectorAll("[name=axis]")) {
+  radio.addEventListener("change", () => {
+    axis = radio.value;
+    setZoom(null);
   });
 }
+const slider = document.getElementById("smoothing");
+slider.addEventListener("input", () => {
+  smoothing = Number(slider.value);
+  document.getElementById("smoothed").textContent = slider.value;
+  redraw();
+});
+document.getElementById("reset").addEventListener("click", () => setZoom(null));
+for (const box of document.querySelectorAll("[data-run]")) {
+  box.addEventListener("change", () => setShown(Number(box.dataset.run), box.checked));
+}
+for (const button of document.querySelectorAll("[data-all]")) {
+  button.addEventListener("click", () => runs.forEach((_, run) => setShown(run, button.dataset.all === "true")));
+}
+for (const button of document.querySelectorAll("[data-group]")) {
+  button.addEventListener("click", () => {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    runs.forEach((run, r) => run.group === Number(button.dataset.group) && setShown(r, on));
+  });
+}
+for (const button of document.querySelectorAll("[data-log]")) {
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    const i = Number(button.dataset.log);
+    logAxis[i] = !logAxis[i];
+    button.setAttribute("aria-pressed", String(logAxis[i]));
+    build(i);
+  });
+}
+const seen = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    const i = Number(target.dataset.figure);
+    if (isIntersecting && !charts[i]) build(i);
+  }
+}, { rootMargin: "300px" });
+const sized = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    const chart = charts[Number(target.dataset.figure)];
+    if (chart) chart.setSize(size(target));
+  }
+});
+places.forEach((place, i) => {
+  seen.observe(place);
+  sized.observe(place);
+  place.addEventListener("keydown", (event) => onKey(event, i));
+});
+// Paper is white, and holds every chart.
+addEventListener("beforeprint", () => {
+  root.dataset.paper = "";
+  figures.forEach((_, i) => build(i));
+});
+addEventListener("afterprint", () => {
+  delete root.dataset.paper;
+  redraw();
+});
