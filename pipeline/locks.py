@@ -60,10 +60,22 @@ def _opened(path: Path) -> IO[str]:
 
 def _try_lock(stream: IO[str]) -> bool:
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def _flock(stream: IO[str], operation: int) -> None:
+    try:
+        fcntl.flock(stream, operation)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{stream.name} cannot be locked ({error.strerror}): the file system has to support flock between all "
+            "machines that use it (Lustre: mounted with -o flock). Put the folder on one that does."
+        ) from error
 
 
 def _name(pid: int) -> str:
@@ -80,7 +92,7 @@ def _is_dead(holder: str) -> bool:
 def taking_turns(path: Path) -> Iterator[None]:
     """Hold the lock file `path`, after whoever holds it now."""
     with _opened(path) as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        _flock(stream, fcntl.LOCK_EX)
         yield
 
 
@@ -89,7 +101,7 @@ def shared(path: Path) -> Iterator[None]:
     """Hold the lock file `path` together with others; waits for whoever holds it alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_SH)
+        _flock(stream, fcntl.LOCK_SH)
         yield
 
 

@@ -1,8 +1,10 @@
 """A request to stop: a signal, or a `STOP` file that a colleague without rights on the job can leave.
 
 The first signal is only noted; the trainer asks between steps, on all ranks at once, saves after one step more, and
-exits with EXIT_STOPPED. A second one ends the process at once, and so does a stop that takes too long: both also
-while the loop is stuck, for a thread of its own reads what the kernel delivers.
+exits with EXIT_STOPPED. Schedulers send more signals for the same end (SLURM SIGUSR1 ahead of a time limit, and at it
+SIGTERM, twice): these change nothing. Ctrl-C after the first is a person who will not wait, and ends the process at
+once. So does a stop that takes too long. Both work while the loop is stuck, for a thread of its own reads what the
+kernel delivers.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -25,10 +27,8 @@ import torch
 from pipeline import collectives
 from pipeline.distributed import World
 from pipeline.health.last_resort import set_deadline
-from pipeline.stopping import STOP_FILE
+from pipeline.stopping import SIGNALS, STOP_FILE
 from pipeline.transfer import Transfer
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
@@ -71,7 +71,7 @@ class StopRequest:
         return f"{self._file} exists" if self._file.exists() else "another rank was asked to stop"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
+        self._signal = self._signal or number
 
 
 @contextmanager
@@ -97,27 +97,27 @@ def _wakeups() -> int:
 
 
 def _listen(wakeups: int, within_seconds: float) -> None:
-    first = _next_signal(wakeups, math.inf)
+    first = _next_signal(wakeups, SIGNALS, math.inf)
     assert first is not None
     # Should the loop be stuck in code that lets no other thread of Python run, this ends it, with exit status 1.
     set_deadline("stop", 1.1 * within_seconds)
-    second = _next_signal(wakeups, within_seconds)
-    if second is None:
+    impatient = _next_signal(wakeups, [signal.SIGINT], within_seconds)
+    if impatient is None:
         name = signal.Signals(first).name
         print(
             f"error: the stop for {name} took more than {within_seconds:g} s; forced out while here:", file=sys.stderr
         )
         faulthandler.dump_traceback(file=sys.stderr)
         sys.stderr.flush()
-    os._exit(128 + (first if second is None else second))
+    os._exit(128 + (first if impatient is None else impatient))
 
 
-def _next_signal(wakeups: int, within_seconds: float) -> int | None:
-    """The next of SIGNALS, None when none comes in time."""
+def _next_signal(wakeups: int, numbers: Collection[int], within_seconds: float) -> int | None:
+    """The next of these, None when none comes in time."""
     deadline = time.monotonic() + within_seconds
     while select.select([wakeups], [], [], _left(deadline))[0]:
         number = os.read(wakeups, 1)[0]
-        if number in SIGNALS:  # torch's DataLoader catches SIGCHLD
+        if number in numbers:  # torch's DataLoader catches SIGCHLD
             return number
     return None
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pipeline.config.schema import RunConfig
-from pipeline.files import write_json
+from pipeline.files import fingerprint, write_json
 from pipeline.launch import run
 from pipeline.launch.paths import RunPaths
 from pipeline.launch.run import Run
@@ -66,8 +66,9 @@ def write_plan(of: Run) -> None:
     """plan.json, as `pipeline.launch.plan` writes it."""
     stages = [{"name": s.name, "needs": s.needs, "elements": s.elements, "per_member": s.per_member} for s in of.stages]
     members = {"members": [{"name": m.name, "overrides": list(m.overrides)} for m in of.paths.members]}
-    plan = {"recipe": "fake", "config": of.paths.config.model_dump(mode="json"), "stages": stages, "fingerprint": "f"}
-    write_json(of.paths.plan, {**plan, **(members if of.paths.members else {})})
+    plan = {"recipe": "fake", "config": of.paths.config.model_dump(mode="json"), "stages": stages}
+    plan |= members if of.paths.members else {}
+    write_json(of.paths.plan, {**plan, "fingerprint": fingerprint(plan)})
 
 
 def worker_command(of: Run, stage: Stage, element: int) -> list[str]:

@@ -91,6 +91,10 @@ class Display:
         """The stage is done."""
         self._end(stage, "done")
 
+    def stop(self, stage: str) -> None:
+        """The stage was asked to stop, and can go on."""
+        self._end(stage, "stopped")
+
     def fail(self, stage: str) -> None:
         """The stage ended without being done."""
         self._end(stage, "failed")
@@ -110,6 +114,7 @@ class Display:
             "running": self._spinner,
             "done": "[green]✓",
             "done before": "[dim]✓",
+            "stopped": "[yellow]◼",
             "failed": "[red]✗",
         }
         for name, row in self._rows.items():

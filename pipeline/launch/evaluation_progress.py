@@ -29,7 +29,7 @@ def evaluation_progress() -> Iterator[Report]:
         def report(what: str, done: int, total: int, share: float) -> None:
             now = time.monotonic()
             if what not in begun and done == total:
-                console.print(f"{what}: stands", highlight=False)
+                console.print(f"{what}: stands", highlight=False, soft_wrap=True)
                 return
             if what not in begun:
                 begun[what] = now, progress.add_task(what, total=total, note="")
@@ -39,7 +39,8 @@ def evaluation_progress() -> Iterator[Report]:
             progress.update(bar, completed=done, note=speed)
             progress.update(whole, completed=round(100 * share), note=end)
             if done == total:
-                console.print(f"{what}: {done} images, {speed}; {share:.0%} of the work, {end}", highlight=False)
+                line = f"{what}: {done} images, {speed}; {share:.0%} of the work, {end}"
+                console.print(line, highlight=False, soft_wrap=True)
                 progress.remove_task(bar)
                 del begun[what]
 

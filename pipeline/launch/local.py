@@ -21,7 +21,7 @@ from pipeline.launch.paths import RunPaths
 from pipeline.launch.plan import freeze
 from pipeline.launch.run import Run
 from pipeline.launch.stages import Stage
-from pipeline.launch.stop_signal import ended_by_signal, held, raise_if_stopped
+from pipeline.launch.stop_signal import Stopped, ended_by_signal, held, raise_if_stopped
 from pipeline.locks import exclusive
 from pipeline.stopping import EXIT_STOPPED, STOP_FILE
 from pipeline.tracking.live import mirrored
@@ -84,6 +84,9 @@ def _work_on(run: Run, stages: Sequence[Stage], jobs: int) -> None:
                 # Ranks that work as one have the machine for themselves.
                 ended = _work_on_elements(run, stage, lacking, 1 if stage.together else jobs, display)
                 _raise_for(run, stage, ended, len(lacking))
+            except (Stopped, RunStopped):
+                display.stop(stage.name)
+                raise
             except BaseException:
                 display.fail(stage.name)
                 raise

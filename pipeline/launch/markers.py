@@ -10,12 +10,11 @@ import time
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_json, read_object, sha256_file, write_json
+from pipeline.files import fingerprint, sha256_file, write_json
 from pipeline.launch.paths import RunPaths
 from pipeline.launch.run import Run
 from pipeline.launch.stages import Stage
-
-_NEEDS = ("fingerprint", "outputs", "seconds")
+from pipeline.run_files import MARKER, PLAN
 
 
 def is_done(run: Run, stage: Stage, element: int) -> bool:
@@ -23,8 +22,8 @@ def is_done(run: Run, stage: Stage, element: int) -> bool:
     marker = read_marker(run.paths, stage, element)
     return (
         marker is not None
-        and marker["fingerprint"] == input_fingerprint(run, stage, element)
-        and marker["outputs"] == _digests(run, stage, element)
+        and marker.get("fingerprint") == input_fingerprint(run, stage, element)
+        and marker.get("outputs") == _digests(run, stage, element)
     )
 
 
@@ -61,15 +60,16 @@ def mark_done(run: Run, stage: Stage, element: int, started_at: float, command: 
 
 
 def read_marker(paths: RunPaths, stage: Stage, element: int) -> dict[str, Any] | None:
-    """The marker, or None if there is none that can be read."""
-    return read_object(paths.marker(stage.name, element), _NEEDS)
+    """The marker, or None if there is none that is whole: then the element is not done."""
+    return MARKER.whole(paths.marker(stage.name, element))
 
 
 def input_fingerprint(run: Run, stage: Stage, element: int) -> str:
     """Of the plan and of what the elements that this one needs left. The directory's own path is no part of it."""
     markers = [run.paths.marker(need.name, number) for need, number in run.needs(stage, element)]
-    inputs = {path.name: (read_object(path, _NEEDS) or {}).get("outputs") for path in markers}
-    return fingerprint({"plan": read_json(run.paths.plan)["fingerprint"], "element": element, "inputs": inputs})
+    inputs = {path.name: (MARKER.whole(path) or {}).get("outputs") for path in markers}
+    plan = PLAN.read(run.paths.plan) or {}
+    return fingerprint({"plan": plan.get("fingerprint"), "element": element, "inputs": inputs})
 
 
 def _digests(run: Run, stage: Stage, element: int) -> dict[str, str | None]:

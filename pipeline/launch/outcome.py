@@ -7,10 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.files import read_json
+from pipeline.errors import UserError
 from pipeline.launch.run import Run
 from pipeline.launch.state import run_state
 from pipeline.launch.status import print_status
+from pipeline.run_files import SUMMARY
 
 
 def print_outcome(run: Run, did_something: bool) -> None:
@@ -24,14 +25,16 @@ def print_outcome(run: Run, did_something: bool) -> None:
     if not state.done:
         print_status(run, state)
         return
-    summary = read_json(paths.root / "summary.json")
+    summary = SUMMARY.read(paths.root / "summary.json")
+    if summary is None:
+        raise UserError(f"no {paths.root / 'summary.json'}: neuclip report {paths.root} writes it again")
     console = Console()
     console.print(_stages_table(summary))
     if "members" in summary:
         console.print(_members_table(summary["members"]))
     if summary["evaluate"]:
         console.print(_scores_table(summary["evaluate"]))
-    console.print(f"report:  {summary['report']}", soft_wrap=True)
+    console.print(f"report:  {paths.root / ('compare.html' if paths.members else 'report.html')}", soft_wrap=True)
     console.print(f"summary: {paths.root / 'summary.json'}", soft_wrap=True)
 
 
@@ -39,7 +42,7 @@ def _stages_table(summary: dict[str, Any]) -> Table:
     table = Table("stage", "status")
     table.add_column("seconds", justify="right")
     for name, entry in summary["stages"].items():
-        table.add_row(name, entry["status"], "" if entry["seconds"] is None else f"{entry['seconds']:.1f}")
+        table.add_row(name, entry["status"], "" if entry.get("seconds") is None else f"{entry['seconds']:.1f}")
     return table
 
 
@@ -62,6 +65,7 @@ def _scores_table(scores: dict[str, Any]) -> Table:
     for heading in ("score", "chance", "times chance"):
         table.add_column(heading, justify="right")
     for task, entry in scores.items():
-        times = entry["score"] / entry["chance"] if entry["chance"] else float("nan")
-        table.add_row(task, f"{entry['score']:.3f}", f"{entry['chance']:.4f}", f"{times:.1f}")
+        chance = entry.get("chance")  # None, or 0, of tasks in no average
+        against = (f"{chance:.4f}", f"{entry['score'] / chance:.1f}") if chance else ("", "")
+        table.add_row(task, f"{entry['score']:.3f}", *against)
     return table

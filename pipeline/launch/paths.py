@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.loader import read_yaml, with_overrides
+from pipeline.config.corpus_name import corpus_name
+from pipeline.config.loader import with_overrides
 from pipeline.config.schema import RunConfig
 
 
@@ -54,7 +55,7 @@ class RunPaths:
 
     @property
     def corpus(self) -> Path:
-        return self.corpora / corpus_name(self.config)
+        return self.corpora / corpus_name(self.config.corpus.name)
 
     @property
     def evaldata(self) -> Path:
@@ -91,9 +92,3 @@ class RunPaths:
 
     def log(self, stage: str, element: int) -> Path:
         return self.root / "logs" / f"{stage}.{element}.log"
-
-
-def corpus_name(config: RunConfig) -> str:
-    """The corpus's own name, also where the recipe names its YAML."""
-    given = Path(config.corpus.name)
-    return str(read_yaml(given).get("name", given.stem)) if given.suffix in (".yaml", ".yml") else given.name

@@ -6,8 +6,6 @@ Once written it does not change. The same recipe continues the run; another one 
 
 from __future__ import annotations
 
-import random
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,12 @@ import yaml
 from pipeline.config.loader import parse
 from pipeline.config.schema import RunConfig
 from pipeline.errors import UserError
-from pipeline.files import atomic_open, fingerprint, read_json, write_json
+from pipeline.files import atomic_open, fingerprint, write_json
 from pipeline.launch.environment import describe_environment
 from pipeline.launch.paths import Member, RunPaths
+from pipeline.launch.ports import free_port
 from pipeline.launch.stages import build_stages
-
-PORTS = range(20000, 32000)  # below the range from which systems take ports for outgoing connections
+from pipeline.run_files import PLAN
 
 
 def freeze(paths: RunPaths) -> RunPaths:
@@ -44,27 +42,19 @@ def freeze(paths: RunPaths) -> RunPaths:
 
 
 def open_plan(run_dir: Path) -> RunPaths:
-    """The plan of a run directory as it stands. Raises UserError when there is none."""
+    """The plan of a run directory as it stands. Raises UserError when there is none, or it was changed."""
     file = run_dir / "plan.json"
-    try:
-        plan = read_json(file)
-        config = dict(plan["config"])
-        members = tuple(Member(m["name"], tuple(m["overrides"])) for m in plan.get("members", ()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{run_dir} is no run directory: plan.json cannot be read ({error!r})") from error
-    return RunPaths(run_dir.resolve(), parse(RunConfig, config, where=str(file)), members)
-
-
-def free_port() -> int:
-    """A port of localhost that nobody listens on now."""
-    for port in random.sample(PORTS, 50):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise UserError("no free port on localhost: 50 tries failed; end some servers, or set corpus.port")
+    plan = PLAN.read(file)
+    if plan is None:
+        raise UserError(f"{run_dir} is no run directory: it has no plan.json")
+    written = plan.pop("fingerprint", None)
+    if fingerprint(plan) != written:
+        raise UserError(
+            f"{file} was changed since it was written (its fingerprint says so): a plan is frozen. Put back what was "
+            "there, or run the recipe in another directory."
+        )
+    members = tuple(Member(m["name"], tuple(m["overrides"])) for m in plan.get("members", ()))
+    return RunPaths(run_dir.resolve(), parse(RunConfig, plan["config"], where=str(file)), members)
 
 
 def _stages(paths: RunPaths) -> list[dict[str, Any]]:

@@ -16,13 +16,12 @@ from functools import partial
 from types import FrameType
 
 from pipeline.launch.children import end
-from pipeline.launch.plan import free_port
+from pipeline.launch.ports import free_port
 from pipeline.processes import die_with_parent
-from pipeline.stopping import EXIT_STOPPED
+from pipeline.stopping import EXIT_STOPPED, SIGNALS
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 60.0  # for the others to notice that a rank is gone, and to say so; those that stop bound it themselves
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
 def run_ranks(count: int, command: Sequence[str], grace_seconds: float = GRACE_SECONDS) -> int:

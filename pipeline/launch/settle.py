@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from pipeline.config.diff import differences
+from pipeline.config.loader import load_recipe
+from pipeline.config.objectives import checked_options
 from pipeline.config.schema import RunConfig
+from pipeline.config.tree import differences
 from pipeline.errors import UserError
+from pipeline.evaluation.tasks import load_tasks, select_tasks
 from pipeline.launch.paths import Member, RunPaths
 from pipeline.launch.plan import open_plan
 
@@ -22,9 +26,26 @@ def settle(config: RunConfig, run_dir: Path, members: Sequence[Member] = ()) -> 
         return _as_it_stands(paths)
     if run_dir.exists():
         _refuse_foreign(run_dir)
-    for number in range(max(1, len(members))):
-        _refuse_objective(paths.member(number).config)
+    if paths.config.evaluate.data is not None:
+        _refuse_tasks(Path(paths.config.evaluate.data), paths.config.evaluate.tasks)
+    for number in range(max(1, len(members))):  # the schema leaves the options of objectives open
+        of_member = paths.member(number).config
+        checked_options(of_member.objective, of_member.objectives.get(of_member.objective, {}))
     return paths
+
+
+def refuse_altered(paths: RunPaths) -> None:
+    """Raises UserError, with what differs, where recipe.yaml, a copy that commands read, is not the plan's any more."""
+    if not paths.recipe.exists():
+        return
+    planned, told = (config.model_dump(mode="json") for config in (paths.config, load_recipe(paths.recipe)))
+    changed = differences(planned, told)
+    if changed:
+        raise UserError(
+            f"{paths.recipe} was changed since the run was planned; what differs:\n  " + "\n  ".join(changed) + "\n"
+            "A plan is frozen: give the changed recipe another directory. To go on as planned, remove this copy, and "
+            f"then: neuclip retry {paths.root}"
+        )
 
 
 def _as_it_stands(paths: RunPaths) -> RunPaths:
@@ -47,10 +68,9 @@ def _names(paths: RunPaths) -> str:
     return "; ".join(member.name for member in paths.members) or "none"
 
 
-def _refuse_objective(config: RunConfig) -> None:
-    from pipeline.objectives import build_objective  # seconds, for torch
-
-    build_objective(config.objective, config.objectives.get(config.objective, {}))  # it checks its own options
+def _refuse_tasks(data: Path, names: Sequence[str] | Literal["all"]) -> None:
+    if names != "all":
+        select_tasks(load_tasks(data), names)
 
 
 def _refuse_foreign(run_dir: Path) -> None:

@@ -5,17 +5,16 @@ Commands are the public ones, so whatever the chain does can be done by hand; `l
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from pipeline.config.cluster import Kind
+from pipeline.config.loader import override
 from pipeline.launch.paths import RunPaths
 
 Command = list[str]
-Resources = Literal["ingest", "manifest", "train", "export", "evaluate", "report"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Stage:
     command: Callable[[RunPaths, int], Command]
     proofs: Callable[[RunPaths, int], list[Path]]
     elements: int = 1
-    resources: Resources = "ingest"
+    resources: Kind = "ingest"
     together: bool = False
     served: bool = False
     per_member: int = 0
@@ -101,7 +100,7 @@ def _per_member(paths: RunPaths) -> list[Stage]:
         needs: str,
         command: Callable[[RunPaths, int], Command],
         proofs: Callable[[RunPaths, int], list[Path]],
-        resources: Resources,
+        resources: Kind,
         each: int = 1,
         together: bool = False,
     ) -> Stage:
@@ -150,7 +149,11 @@ def _per_member(paths: RunPaths) -> list[Stage]:
 def _comparison(paths: RunPaths) -> list[Stage]:
     if not paths.members:
         return []
-    return [Stage("compare", ("report",), _report, lambda p, i: [p.root / "summary.json"], resources="report")]
+
+    def compared(p: RunPaths, i: int) -> list[Path]:
+        return [p.root / "compare.html", p.root / "summary.json"]
+
+    return [Stage("compare", ("report",), _report, compared, resources="report")]
 
 
 def _data_prep(paths: RunPaths, *arguments: object) -> Command:
@@ -204,7 +207,7 @@ def _train(paths: RunPaths, element: int) -> Command:
     settings = {"loader.manifest": paths.corpus}
     if during.every is not None and during.data is None:
         settings["evaluate_during.data"] = paths.evaldata
-    chosen = [f"{key}={json.dumps(str(folder))}" for key, folder in settings.items()]
+    chosen = [override(key, str(folder)) for key, folder in settings.items()]
     return _neuclip("train", paths.recipe, "--run-dir", paths.home, *chosen)
 
 
@@ -223,7 +226,8 @@ def _evaluate_share(paths: RunPaths, element: int) -> Command:
 
 
 def _aggregate(paths: RunPaths, element: int) -> Command:
-    return _neuclip("aggregate", paths.results, "--data", paths.evaldata, "--tasks", _tasks(paths), "--no-mlflow")
+    which = ["--data", paths.evaldata, "--tasks", _tasks(paths), "--model", paths.model]
+    return _neuclip("aggregate", paths.results, *which, "--no-mlflow")
 
 
 def _tasks(paths: RunPaths) -> str:

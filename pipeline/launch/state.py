@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline.launch.attempts import Attempt, read_attempts
@@ -20,6 +20,8 @@ from pipeline.launch.run import Run
 from pipeline.launch.stages import Stage
 from pipeline.locks import is_held
 from pipeline.stopping import STOP_FILE
+from pipeline.time_left import seconds_left, total_samples
+from pipeline.tracking.jsonl import last_points
 
 State = Literal["done", "running", "queued", "failed", "stopped", "blocked", "waiting"]
 STATES: tuple[State, ...] = ("done", "running", "queued", "failed", "stopped", "blocked", "waiting")
@@ -40,13 +42,22 @@ class JobState:
 
 @dataclass(frozen=True)
 class ElementState:
-    """One element that is not done. attempt: the last one, None before the first. reason: of the state, if any."""
+    """One element that is not done. attempt: the last one, None before the first. reason: of the state, if any.
+
+    seconds_left: until a training that runs ends, by its own log; None of anything else.
+    """
 
     element: int
     state: State
     attempt: Attempt | None = None
     nodes: str = ""
     reason: str = ""
+    seconds_left: float | None = None
+
+    @property
+    def vanished(self) -> bool:
+        """Whether the last attempt ended without having said so."""
+        return self.state == "failed" and self.attempt is not None and self.attempt.status is None
 
     @property
     def seconds(self) -> float | None:
@@ -73,13 +84,22 @@ class StageState:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the running and waiting elements are done, at the pace of the done ones; None if not known."""
-        running = self.count("running")
-        if self.element_seconds is None or not running:
+        """Until the running and waiting elements are done, at the pace of the done ones; None if not known.
+
+        Of those that run, trainings know better. One that waits takes as long as one that is done, else is not known.
+        """
+        left = [self._left(element) for element in self.not_done if element.state == "running"]
+        waiting = self.count("queued") + self.count("waiting")
+        known = [seconds for seconds in left if seconds is not None]
+        if not left or len(known) < len(left) or (waiting and self.element_seconds is None):
             return None
-        spent = sum(min(e.seconds or 0, self.element_seconds) for e in self.not_done if e.state == "running")
-        todo = running + self.count("queued") + self.count("waiting")
-        return (todo * self.element_seconds - spent) / running
+        return max(*known, (sum(known) + waiting * (self.element_seconds or 0)) / len(known))
+
+    def _left(self, element: ElementState) -> float | None:
+        """Of one that runs."""
+        if element.seconds_left is not None or self.element_seconds is None:
+            return element.seconds_left
+        return max(0.0, self.element_seconds - (element.seconds or 0))
 
 
 @dataclass(frozen=True)
@@ -105,7 +125,7 @@ class RunState:
 def run_state(run: Run, jobs: Mapping[tuple[str, int], JobState] | None = None) -> RunState:
     """Of every stage and element. jobs: those that a backend has queued or running; None where it has none to ask.
 
-    Reads the attempts of what is not done, a few markers per stage, and nothing else.
+    Reads the attempts of what is not done, a few markers per stage, the end of the log of a training that runs.
     """
     done, tried = _listed(run.paths)
     states = [_stage_state(run, stage, done, tried, jobs or {}) for stage in run.stages]
@@ -148,10 +168,17 @@ def _stage_state(
         element = _not_done(run, stage, number, attempts[-1] if attempts else None, jobs.get((stage.name, number)))
         if element.state == "blocked" and all(n in done.get(need.name, ()) for need, n in run.needs(stage, number)):
             element = ElementState(number, "waiting", element.attempt)
+        if element.state == "running" and stage.together:
+            element = replace(element, seconds_left=_training_left(stage.paths_of(run.paths, number)))
         not_done.append(element)
     sample = sorted(number for number in mine if number < stage.elements)[-SAMPLE:]
     seconds = [marker["seconds"] for n in sample if (marker := read_marker(run.paths, stage, n)) is not None]
     return StageState(stage.name, stage.elements, not_done, sum(seconds) / len(seconds) if seconds else None)
+
+
+def _training_left(paths: RunPaths) -> float | None:
+    points = last_points(paths.train / "metrics.jsonl")
+    return seconds_left(points, total_samples(paths.config.train.model_dump(), points), time.time())
 
 
 def _not_done(run: Run, stage: Stage, number: int, last: Attempt | None, job: JobState | None) -> ElementState:

@@ -13,6 +13,7 @@ from pipeline.launch.children import last_line
 from pipeline.launch.run import Run
 from pipeline.launch.state import ElementState, RunState, StageState
 from pipeline.stopping import STOP_FILE
+from pipeline.text import duration
 
 SHOWN = 5  # elements of a stage that are told of
 COLUMNS = ("done", "running", "queued", "failed", "waiting", "attempt", "on", "elapsed", "expected end")
@@ -42,7 +43,7 @@ def what_next(run: Run, state: RunState) -> list[str]:
         for element in stage.not_done:
             by_state.setdefault(element.state, (stage.name, element.element))
     if state.done:
-        return [f"All done: {root / ('summary.json' if run.paths.members else 'report.html')}"]
+        return [f"All done: {root / ('compare.html' if run.paths.members else 'report.html')}"]
     lines = []
     if "running" in by_state or "queued" in by_state:
         if "running" in by_state:
@@ -72,7 +73,7 @@ def _cells(stage: StageState) -> list[str]:
         *(f"[{colour}]{n}[/]" if n else "" for n, colour in zip(counts, ("green", "cyan", "red", "dim"), strict=True)),
         "" if attempts is None else str(attempts),
         ", ".join(where[:2]) + (f" and {len(where) - 2} more" if len(where) > 2 else ""),
-        _duration(elapsed) if elapsed is not None else _each(stage),
+        duration(elapsed) if elapsed is not None else _each(stage),
         "" if end is None else f"{end:%a %H:%M}",
     ]
 
@@ -80,7 +81,7 @@ def _cells(stage: StageState) -> list[str]:
 def _each(stage: StageState) -> str:
     if stage.element_seconds is None:
         return ""
-    return _duration(stage.element_seconds) + (" each" if stage.total > 1 else "")
+    return duration(stage.element_seconds) + (" each" if stage.total > 1 else "")
 
 
 def _print_elements(console: Console, run: Run, stage: StageState) -> None:
@@ -109,12 +110,5 @@ def _attempt(element: ElementState) -> str:
     if element.attempt is None:
         return ""
     where = f" on {element.nodes or element.attempt.host}"
-    seconds = "" if element.seconds is None else f", {_duration(element.seconds)}"
+    seconds = "" if element.seconds is None else f", {duration(element.seconds)}"
     return f"attempt {element.attempt.number}{where}{seconds}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

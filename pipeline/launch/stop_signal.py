@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C unwind the stack, so that children are ended and the display is closed."""
+"""SIGTERM, SIGUSR1 and Ctrl-C unwind the stack, so that children are ended and the display is closed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import UserError
+from pipeline.stopping import SIGNALS
 
 _received: list[str] = []  # names of signals, while `ended_by_signal` watches
 _held = 0
@@ -19,7 +20,7 @@ class Stopped(BaseException):
 @contextmanager
 def ended_by_signal() -> Iterator[None]:
     """The first signal inside the block ends it, as a UserError."""
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, _stop) for number in SIGNALS}
     try:
         yield
     except Stopped as stopped:

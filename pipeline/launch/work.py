@@ -22,14 +22,14 @@ from pipeline.launch.image_server import image_server
 from pipeline.launch.launchers import LAUNCHERS
 from pipeline.launch.markers import is_done, mark_done
 from pipeline.launch.run import Run
+from pipeline.launch.settle import refuse_altered
 from pipeline.launch.stages import Stage
 from pipeline.locks import exclusive
-from pipeline.stopping import EXIT_STOPPED, STOP_FILE
+from pipeline.stopping import EXIT_STOPPED, SIGNALS, STOP_FILE
 
 POLL_SECONDS = 0.05
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-# When a scheduler ends a job it tells every process of it, the command as well; a second signal would kill a trainer
-# that saves. What it sends ahead of a time limit reaches the job's first process alone.
+# When a scheduler ends a job it tells every process of it, srun and the ranks as well. What it sends ahead of a time
+# limit reaches the job's first process alone.
 OF_JOBS = (signal.SIGUSR1,)
 PATIENCE_SECONDS = 120  # in a job that has come back: for what is still ending on the machine where it was before
 EXIT_STATUS: dict[Status, int] = {"done": 0, "failed": 2, "blocked": 3, "stopped": EXIT_STOPPED}
@@ -39,11 +39,13 @@ SAID_LINES = 12  # of a failed command's log
 class _Forwarder:
     """Passes signals on to a command; those that come before it runs, when it does. A context manager.
 
-    passed_on: those of SIGNALS that the command is not told by others.
+    passed_on: those of SIGNALS that the command is not told by others. ending: called once, by `attend`, when SIGTERM
+    has come, behind which SIGKILL may follow.
     """
 
-    def __init__(self, passed_on: Collection[int]) -> None:
+    def __init__(self, passed_on: Collection[int], ending: Callable[[], None]) -> None:
         self._passed_on = passed_on
+        self._ending: Callable[[], None] | None = ending
         self.asked: list[str] = []
         self._pending: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,6 +80,12 @@ class _Forwarder:
         else:
             self._process.send_signal(number)
 
+    def attend(self) -> None:
+        """To be called often while the command runs."""
+        if self._ending is not None and signal.SIGTERM.name in self.asked:
+            ending, self._ending = self._ending, None
+            ending()
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if number in self._passed_on:
@@ -93,10 +101,18 @@ class _Ended:
     reason: str = ""
 
 
-def work(run: Run, stage: Stage, element: int, launcher: str, job: Mapping[str, Any] | None) -> int:
+def work(
+    run: Run,
+    stage: Stage,
+    element: int,
+    launcher: str,
+    job: Mapping[str, Any] | None,
+    ending: Callable[[], None] = lambda: None,
+) -> int:
     """Bring one element to done, unless it is; returns the exit status of `neuclip work`.
 
     launcher: of the ranks, a name of LAUNCHERS. job: what the backend says of this attempt, to be kept with it.
+    ending: called while the command runs, once SIGTERM has come.
     0: done. 75: stopped, the same command goes on. 3: an element that this one needs is not done. 2: failed.
     Raises UserError, having touched nothing, where another process works on the element or there is none.
     """
@@ -104,7 +120,7 @@ def work(run: Run, stage: Stage, element: int, launcher: str, job: Mapping[str, 
         raise UserError(f"stage {stage.name} has {stage.elements} elements, numbered from 0: there is no {element}")
     name = f"stage {stage.name}, element {element}"
     with (
-        _Forwarder(OF_JOBS if launcher == "srun" else SIGNALS) as forwarder,
+        _Forwarder(OF_JOBS if launcher == "srun" else SIGNALS, ending) as forwarder,
         exclusive(run.paths.lock(stage.name, element), f"{name} of {run.paths.root}", PATIENCE_SECONDS if job else 0),
     ):
         if is_done(run, stage, element):
@@ -116,7 +132,9 @@ def work(run: Run, stage: Stage, element: int, launcher: str, job: Mapping[str, 
         try:
             ended = _attempt(run, stage, element, launcher, forwarder, alone=job is not None)
         except (UserError, OSError) as error:
-            ended = _Ended("failed", reason=f"error: {error}")
+            # A scheduler that ends a job tells all of its processes: the image server may be gone before the command.
+            by = f"stopped by {', '.join(forwarder.asked)}: " if forwarder.asked else ""
+            ended = _Ended("stopped" if by else "failed", reason=f"{by}error: {error}")
         finally:
             end_attempt(run.paths.attempts(stage.name, element), attempt, ended.status, ended.exit_status, ended.reason)
         print("\n  ".join([f"{name}: {ended.status}", *ended.reason.splitlines()]), flush=True)
@@ -133,6 +151,7 @@ def _attempt(run: Run, stage: Stage, element: int, launcher: str, forwarder: _Fo
     lacking = next((need for need in run.needs(stage, element) if not is_done(run, *need)), None)
     if lacking is not None:
         return _Ended("blocked", reason=_why_blocked(run, *lacking))
+    refuse_altered(stage.paths_of(run.paths, element))
     started_at = time.time()
     with image_server(run.paths, alone) if stage.served else nullcontext(lambda: None) as check:
         command, ended = _execute(run, stage, element, launcher, forwarder, check)
@@ -179,6 +198,7 @@ def _wait(
     far_stop = run.paths.root / STOP_FILE if stage.paths_of(run.paths, element).home != run.paths.root else None
     while process.poll() is None:
         check()
+        forwarder.attend()
         if far_stop is not None and stage.together and far_stop.exists():
             forwarder.ask(signal.SIGUSR1, str(far_stop))
             far_stop = None

@@ -1,7 +1,7 @@
 """The whole chain on real parts, killed in the middle of every stage, ends where an undisturbed one does.
 
-One undisturbed `neuclip demo --quick` is shared by all tests here; a second run is shot with kill -9, the whole
-process group at once, in the middle of each of its stages in turn.
+One undisturbed `neuclip demo --quick`, evaluated by two workers, is shared by all tests here; a second run is shot with
+kill -9, the whole process group at once, in the middle of each of its stages in turn.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.files import sha256_file
-from pipeline.launch.plan import free_port
+from pipeline.launch.ports import free_port
 from tests.tracking_support import assert_arrived
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
-STAGES = ["fabricate", "plan", "download", "verify", "manifest", "train", "export", "evaluate", "report"]
+STAGES = ["fabricate", "plan", "download", "verify", "manifest", "train", "export", "evaluate", "aggregate", "report"]
 # What shows that the stage is in the middle of its work: a line of its log, or a file.
 IN_THE_MIDDLE = {
     "fabricate": "corpora/demo/source/images",
     "download": "corpora/demo/download/00001",
     "verify": "stages/verify.0.json",
     "train": "train/checkpoints/step-00000020/COMPLETE",
-    "evaluate": "results/scenes-unseen.json",
+    "evaluate": "results/.locks",
 }
 
 
 def command(workdir: Path, port: int) -> list[str]:
     return [
         sys.executable, "-m", "pipeline", "demo", "--quick", "--workdir", str(workdir),
-        "--jobs", "2", f"corpus.port={port}", "corpus.scenes=320", "train.epochs=8",
+        "--jobs", "2", f"corpus.port={port}", "corpus.scenes=320", "train.epochs=8", "evaluate.elements=2",
     ]  # fmt: skip
 
 
@@ -88,6 +88,7 @@ def test_summary_and_report_hold_what_they_promise(undisturbed: Path) -> None:
         assert summary["train"][name] is not None, name
     assert set(summary["evaluate"]) == {"scenes-unseen", "scenes-retrieval", "scenes-groups"}
     assert all({"score", "chance"} <= set(entry) for entry in summary["evaluate"].values())
+    assert (undisturbed / "model/README.md").read_text().count("## Scores") == 1
     page = Path(summary["report"]).read_text()
     assert "<html" in page
     assert 'src="http' not in page
@@ -114,6 +115,11 @@ def test_mlflow_has_the_run_as_docs_tracking_says(undisturbed: Path) -> None:
     assert digests["train"] == digests["ingest"] == {manifest["fingerprint"][:36]}
     assert len(digests["evaluate"]) == len(scores)
     assert {entry.path for entry in client.list_artifacts(ids[""])} >= {"report.html", "recipe.yaml", "plan.json"}
+    pictures = {path.name for path in (undisturbed / "figures").iterdir()}
+    assert {entry.path for entry in client.list_artifacts(ids[""], "figures")} == {
+        f"figures/{name}" for name in pictures
+    }
+    assert {"curve-train-loss.png", "curve-npn-log_normalizer_mse.png", "scores.png"} <= pictures
     (model,) = client.search_logged_models([runs[""].info.experiment_id])
     weights = Path(model.artifact_location.removeprefix("file://")) / "open_clip_model.safetensors"
     assert sha256_file(weights) == sha256_file(undisturbed / "model/open_clip_model.safetensors")
@@ -134,7 +140,6 @@ def test_another_recipe_in_the_same_directory_is_refused(undisturbed: Path, port
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.long
 def test_only_what_depends_on_a_lost_file_is_made_again(undisturbed: Path, port: int, tmp_path: Path) -> None:
     workdir = tmp_path / "copy"
     shutil.copytree(undisturbed, workdir)
@@ -146,7 +151,6 @@ def test_only_what_depends_on_a_lost_file_is_made_again(undisturbed: Path, port:
     assert state(workdir) == state(undisturbed)
 
 
-@pytest.mark.long
 def test_killed_in_every_stage_it_ends_the_same(undisturbed: Path, port: int, tmp_path: Path) -> None:
     workdir = tmp_path / "killed"
     for stage in STAGES:

@@ -41,6 +41,12 @@ def test_a_sweep_from_images_to_a_comparison(tmp_path: Path) -> None:
     ended = neuclip("retry", run, "--jobs", "2")
     assert ended.returncode == 0, ended.stderr
     assert all(stage["done"] == stage["total"] for stage in read_status(run).values())
+    assert f"report:  {run / 'compare.html'}" in ended.stdout
+    assert all(name in (run / "compare.html").read_text() for name in NAMES)
+    pictures = {"curve-train-loss.png", "scores.png"}
+    for folder in (run, *(run / "members" / name for name in NAMES)):
+        assert pictures <= {path.name for path in (folder / "figures").iterdir()}
+    assert (run / "figures/differences.png").exists()
 
     summary = read(run / "summary.json")
     assert list(summary["members"]) == NAMES

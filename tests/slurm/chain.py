@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,15 @@ from pipeline.launch.settle import settle
 from pipeline.launch.sweep import sweep_members
 
 TINY = (
-    "corpus.scenes=160", "corpus.evaluation_scenes=64", "corpus.samples_per_shard=50", "train.epochs=12",
-    "train.global_batch_size=32", "train.log_every_steps=2", "optimizer.warmup=5", "checkpoint.every=5",
-    "diagnostics.every_steps=20", "diagnostics.reference_samples=64",
+    "corpus.scenes=160", "corpus.evaluation_scenes=64", "corpus.samples_per_shard=50", "corpus.retries=0",
+    "train.epochs=12", "train.global_batch_size=32", "train.log_every_steps=2", "optimizer.warmup=5",
+    "checkpoint.every=5", "diagnostics.every_steps=20", "diagnostics.reference_samples=64",
+    "model.config.vision_cfg.image_size=32", "evaluate.elements=2",
 )  # fmt: skip
 SITE = "train: {nodes: 2, tasks_per_node: 1}\n"
-POLL_SECONDS = 0.3
+FROM_TRAINING = ("train", "export", "evaluate", "report")
+MADE_BY = {"corpora": "plan", "evaldata": "fabricate", "train": "train", "model": "export", "results": "evaluate"}
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,25 @@ class Chain:
         """The id of the stage's newest job."""
         return str([line["job"] for line in self.ledger() if line.get("job") and line["stage"] == stage][-1])
 
-    def wait(self, until: Callable[[], bool] | None = None, seconds: float = 400) -> None:
-        """Until SLURM has nothing of this run any more, or until something is so."""
+    def saved(self) -> int:
+        """The step of training's newest checkpoint, 0 before the first."""
+        whole = (self.workdir / "train/checkpoints").glob("step-*/COMPLETE")
+        return max((int(file.parent.name.removeprefix("step-")) for file in whole), default=0)
+
+    def wait(self, until: Callable[[], bool] | None = None, looks: int = 10, seconds: float = 1200) -> None:
+        """Until SLURM has nothing of this run any more, or something is so, which is looked at so often in between."""
         deadline = time.monotonic() + seconds
-        while not until() if until else self.jobs():
-            if until:
-                assert self.jobs(), f"the chain ended before that: {self.say()}"
-            assert time.monotonic() < deadline, f"it goes on: {self.jobs()} {self.say()}"
+        while True:
+            for _ in range(looks):
+                if until is not None and until():
+                    return
+                time.sleep(POLL_SECONDS / looks)
+            jobs = self.jobs()
+            if not jobs:
+                assert until is None or until(), f"the chain ended before that: {self.say()}"
+                return
+            assert time.monotonic() < deadline, f"it goes on: {jobs} {self.say()}"
             hurry()
-            time.sleep(POLL_SECONDS)
 
     def attempts(self, stage: str, element: int = 0) -> list[str | None]:
         return [attempt.status for attempt in read_attempts(self.paths.attempts(stage, element))]
@@ -103,39 +116,36 @@ class Chain:
             "scores": read_json(self.workdir / "results/aggregate.json")["scores"],
         }
 
-    def again(self, workdir: Path, *gone: str) -> Chain:
-        """A copy of this run in which the stages `gone` have yet to be done."""
-        shutil.copytree(self.workdir, workdir, ignore=shutil.ignore_patterns("slurm", "mlflow*", "mlartifacts"))
-        for stage in gone:
-            for file in (workdir / "stages").glob(f"{stage}.*"):
-                file.unlink()
-            shutil.rmtree(workdir / {"export": "model", "evaluate": "results"}.get(stage, stage), ignore_errors=True)
-        return Chain(workdir, self.settings, self.site)
+    def again(
+        self,
+        workdir: Path,
+        *gone: str,
+        settings: tuple[str, ...] = (),
+        sweep: tuple[str, ...] = (),
+        site: str | None = None,
+    ) -> Chain:
+        """A copy of this run in which the stages `gone` have yet to be done, in one evaluation and without MLflow.
 
-    def planned(self, workdir: Path, *settings: str, sweep: tuple[str, ...] = (), site: str | None = None) -> Chain:
-        """Another recipe, or a sweep, on this run's corpus: what comes before training is marked as done."""
-        config = load_recipe("demo", (*TINY, *self.settings, *settings))
-        run = Run.planned(freeze(settle(config, workdir, sweep_members(sweep))))
-        for name in ("corpora", "evaldata"):
-            shutil.copytree(self.workdir / name, workdir / name)
+        settings: other ones, of stages that are gone. site: other settings of the site, as YAML.
+        """
+        settings = (*self.settings, "tracking.mlflow=false", "evaluate.elements=1", *settings)
+        run = Run.planned(freeze(settle(load_recipe("demo", (*TINY, *settings)), workdir, sweep_members(sweep))))
+        for folder, stage in MADE_BY.items():
+            if stage not in gone:
+                shutil.copytree(self.workdir / folder, workdir / folder)
         for stage in run.stages:
-            if not stage.per_member and stage.name != "compare":
-                for number in range(stage.elements):
-                    mark_done(run, stage, number, time.time(), [])
-        return Chain(workdir, (*self.settings, *settings), self.site, sweep).at(site)
-
-    def at(self, site: str | None) -> Chain:
-        """The same run with other settings of the site, as YAML."""
-        if site is None:
-            return self
-        file = self.workdir.with_name(f"{self.workdir.name}.yaml")
-        file.write_text(site)
-        return replace(self, site=file)
+            for number in range(stage.elements if stage.name not in gone else 0):
+                mark_done(run, stage, number, time.time(), [])
+        of_site = self.site
+        if site is not None:
+            of_site = workdir.with_name(f"{workdir.name}.yaml")
+            of_site.write_text(site)
+        return Chain(workdir, settings, of_site, sweep)
 
 
 def neuclip(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
 
 
 def slurm(*command: str) -> str:
@@ -153,14 +163,41 @@ def hurry() -> None:
             subprocess.run(["scontrol", "update", f"JobId={name}", "StartTime=now"], capture_output=True, timeout=60)
 
 
-def signal_rank(chain: Chain, rank: int, number: int) -> None:
-    """Send a signal to one rank of its training."""
-    marks = {f"RANK={rank}".encode(), b"SLURM_JOB_ID=" + chain.job_of("train").encode()}
+def processes_of(cluster: Path, *, also: str = "") -> dict[int, set[str]]:
+    """{process: its environment} of all that a SLURM runs. also: with which a variable of it begins."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if marks <= set((process / "environ").read_bytes().split(b"\0")):
-                os.kill(int(process.name), number)
-                return
+            environment = set((process / "environ").read_text(errors="replace").split("\0"))
         except OSError:
             continue
-    raise AssertionError(f"no rank {rank} runs")
+        if f"SLURM_CONF={cluster}/slurm.conf" in environment and any(value.startswith(also) for value in environment):
+            found[int(process.name)] = environment
+    return found
+
+
+def rank_of(chain: Chain, rank: int) -> int:
+    """The process of one rank of its training, of which forked children have the same environment."""
+    job = {f"RANK={rank}", f"SLURM_JOB_ID={chain.job_of('train')}"}
+    found = [
+        process for process, values in processes_of(Path(os.environ["SLURM_CONF"]).parent).items() if job <= values
+    ]
+    [first] = [process for process in found if parent_of(process) not in found]
+    return first
+
+
+def parent_of(process: int) -> int:
+    return int(_status(process)["PPid"])
+
+
+def is_pending(process: int, number: int) -> bool:
+    """Whether a stopped process has yet to be told of a signal; also once it is gone."""
+    try:
+        return bool(int(_status(process)["ShdPnd"], 16) >> (number - 1) & 1)
+    except OSError:
+        return True
+
+
+def _status(process: int) -> dict[str, str]:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}

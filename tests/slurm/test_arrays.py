@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.files import read_json
-from pipeline.launch.plan import free_port
+from pipeline.launch.ports import free_port
 from pipeline.launch.slurm.arrays import expanded
-from tests.slurm.chain import SITE, Chain, slurm
+from tests.slurm.chain import FROM_TRAINING, SITE, Chain, slurm
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800), pytest.mark.usefixtures("in_slices")]
 
 ALONE = "train: {tasks_per_node: 1}\n"
 
@@ -22,11 +22,14 @@ ALONE = "train: {tasks_per_node: 1}\n"
 def both(cluster: Path, finished: Chain, tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, Chain]:
     """Two runs at once: 11 work items on a SLURM that allows arrays of 4, two elements at a time; a sweep of 2 x 2."""
     folder = tmp_path_factory.mktemp("both")
-    settings = ("corpus.tasks=11", f"corpus.port={free_port()}")
-    many = Chain(folder / "many", settings, finished.site).at(f"{SITE}ingest: {{throttle: 2}}\n")
+    throttled = folder / "throttled.yaml"
+    throttled.write_text(f"{SITE}ingest: {{throttle: 2}}\n")
+    settings = ("corpus.tasks=11", f"corpus.port={free_port()}", "tracking.mlflow=false")
+    many = Chain(folder / "many", settings, throttled)
     assert many.submit().returncode == 0
     axes = ("objective=neuclip,fastclip", "seed=0,1")
-    sweep = finished.planned(folder / "sweep", "train.epochs=2", sweep=axes, site=ALONE)
+    shorter = ("train.epochs=2", "evaluate.tasks=[scenes-unseen]")
+    sweep = finished.again(folder / "sweep", *FROM_TRAINING, "compare", settings=shorter, sweep=axes, site=ALONE)
     assert sweep.submit().returncode == 0
     return many, sweep
 
@@ -42,21 +45,21 @@ def test_submitted_twice_in_a_row_it_is_in_the_queue_once(both: tuple[Chain, Cha
 
 def test_more_elements_than_an_array_may_have(both: tuple[Chain, Chain]) -> None:
     many, _ = both
-    parts = [line for line in many.ledger() if line["stage"] == "verify"]
+    parts = [line for line in many.ledger() if line["stage"] == "download"]
     assert [(line["offset"], line["elements"]) for line in parts] == [(0, "0-3"), (4, "4-7"), (8, "8-10")]
     arrays = [next(a for a in line["command"] if a.startswith("--array=")) for line in parts]
     assert arrays == ["--array=0-3%2", "--array=0-3%2", "--array=0-2%2"]
-    verifying, most = {line["job"] for line in parts}, 0
+    downloading, most = {line["job"] for line in parts}, 0
 
     def ended() -> bool:
         nonlocal most
         running = [name for name, state in many.jobs().items() if state == "RUNNING"]
-        most = max(most, sum(name.split("_")[0] in verifying for name in running))
-        return all(many.done("verify", element) for element in range(11))
+        most = max(most, sum(name.split("_")[0] in downloading for name in running))
+        return all(many.done("download", element) for element in range(11))
 
-    many.wait(until=ended)
+    many.wait(until=ended, looks=1)
     assert most == 2
-    assert [many.attempts("verify", element) for element in range(11)] == [["done"]] * 11
+    assert [many.attempts("download", element) for element in range(11)] == [["done"]] * 11
 
 
 def test_cancel_takes_only_the_runs_own_jobs(both: tuple[Chain, Chain]) -> None:
@@ -83,7 +86,9 @@ def test_a_sweep_is_an_array_of_trainings_and_a_comparison(both: tuple[Chain, Ch
     for name in members:
         summary = read_json(sweep.workdir / "members" / name / "train/summary.json")
         assert name.startswith(f"objective={summary['objective']},")
-    assert (sweep.workdir / "summary.json").exists()
+    compared = read_json(sweep.workdir / "summary.json")["members"]
+    assert set(compared) == members
+    assert all(entry["evaluate"]["scenes-unseen"]["score"] is not None for entry in compared.values())
 
 
 def test_an_element_that_always_fails(finished: Chain, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config.cluster import KINDS
 from pipeline.launch.slurm.site import SCRIPTS
-from tests.slurm.chain import Chain, neuclip, slurm
+from tests.slurm.chain import Chain, neuclip, processes_of, slurm
 from tests.slurm.conftest import DEV_CLUSTER
 
 pytestmark = pytest.mark.slurm
@@ -60,20 +60,8 @@ def test_up_is_idempotent_and_down_leaves_nothing(tmp_path: Path) -> None:
     assert up[0].stdout == up[1].stdout == f"export SLURM_CONF={tmp_path}/slurm.conf\n"
     here = {**os.environ, "SLURM_CONF": f"{tmp_path}/slurm.conf"}
     subprocess.run(["sbatch", "--wrap", "sleep 1000", "--output=/dev/null"], env=here, check=True, capture_output=True)
-    while not processes_of(tmp_path, b"SLURM_JOB_ID="):
+    while not processes_of(tmp_path, also="SLURM_JOB_ID="):
         time.sleep(0.1)
     os.kill(int((tmp_path / "run/slurmd.n1.pid").read_text()), signal.SIGKILL)
     subprocess.run([DEV_CLUSTER / "down", tmp_path], check=True, timeout=90)
-    assert processes_of(tmp_path, b"") == []
-
-
-def processes_of(folder: Path, also: bytes) -> list[str]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (process / "environ").read_bytes()
-        except OSError:
-            continue
-        if f"SLURM_CONF={folder}/slurm.conf".encode() in environment and also in environment:
-            found.append(process.name)
-    return found
+    assert not processes_of(tmp_path)

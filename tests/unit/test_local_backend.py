@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.launch.attempts import read_attempts
 from pipeline.launch.local import RunStopped, bring_to_done
 from pipeline.launch.run import Run
+from pipeline.locks import exclusive
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,14 @@ def test_only_what_depends_on_a_changed_element_is_done_again(tmp_path: Path) ->
     assert {name for name, ended in all_attempts(run).items() if len(ended) > 1} == {"make.2", "make.3", "check.3"}
 
 
+def test_started_twice_the_second_touches_nothing_and_says_who_is_at_work(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    with exclusive(tmp_path / ".lock", "it"), pytest.raises(UserError, match=f"in use by process {os.getpid()} on"):
+        bring_to_done(run.paths, jobs=2)
+    assert not any(all_attempts(run).values())
+    assert not (tmp_path / "environment.json").exists()
+
+
 def in_the_middle(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
     def watch() -> None:
         deadline = time.monotonic() + 30
@@ -105,7 +114,7 @@ def test_a_stop_file_lets_what_runs_finish_and_begins_nothing(tmp_path: Path) ->
     assert (tmp_path / "joined").exists()
 
 
-def test_a_command_that_stops_is_stopped_and_not_failed(tmp_path: Path) -> None:
+def test_a_command_that_stops_is_stopped_and_not_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As training does, when somebody signals its worker alone."""
     run = fake_run(tmp_path)
     (tmp_path / "save.TERM").touch()
@@ -120,9 +129,10 @@ def test_a_command_that_stops_is_stopped_and_not_failed(tmp_path: Path) -> None:
         bring_to_done(run.paths, jobs=4)
     thread.join()
     assert attempts_of(run, "join", 0) == [(1, "begin"), (1, "stopped")]
+    assert "join: stopped in" in str(capsys.readouterr())
 
 
-def test_a_signal_to_the_run_stops_its_workers(tmp_path: Path) -> None:
+def test_a_signal_to_the_run_stops_its_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = fake_run(tmp_path)
     (tmp_path / "save.TERM").touch()
     for element in range(4):
@@ -137,6 +147,7 @@ def test_a_signal_to_the_run_stops_its_workers(tmp_path: Path) -> None:
         "make.1": 0,
     }
     assert [attempts_of(run, "make", element)[-1] for element in (0, 1)] == [(1, "stopped")] * 2
+    assert "make: stopped in" in str(capsys.readouterr())
 
 
 def test_from_and_only(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,5 +52,13 @@ def test_a_living_holder_is_named_and_respected(tmp_path: Path) -> None:
 def test_a_dead_holders_children_are_waited_for(tmp_path: Path) -> None:
     """As with a trainer that was killed: its loader workers hold the inherited lock until they notice."""
     hold(tmp_path / "lock", 1.5, "die").wait()
+    with exclusive(tmp_path / "lock", "it"):
+        pass
+
+
+def test_a_lock_has_one_holder_and_ends_with_it(tmp_path: Path) -> None:
+    refused = pytest.raises(UserError, match=f"it is in use by process {os.getpid()} on")
+    with exclusive(tmp_path / "lock", "it"), refused, exclusive(tmp_path / "lock", "it"):
+        pytest.fail("two holders")
     with exclusive(tmp_path / "lock", "it"):
         pass

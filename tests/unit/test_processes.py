@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.processes import die_with_parent
+from pipeline.processes import die_with_parent, follow_parent
 
 
 def gone(pid, seconds=10):
@@ -65,3 +65,19 @@ def test_a_worker_whose_parent_was_dead_before_stops(tmp_path):
     os.waitpid(parent, 0)
     assert gone(worker)
     assert not (tmp_path / "lived on").exists()
+
+
+def test_a_helper_leaves_signals_and_the_cpu_to_its_parent():
+    def child(pipe):
+        before = os.nice(0)
+        follow_parent(niceness=3)
+        os.write(pipe, str(os.getpid() if os.nice(0) == before + 3 else 0).encode())
+
+    parent, helper = fork_family(child)
+    assert helper
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        os.kill(helper, number)
+    assert not gone(helper, seconds=0.2)
+    for process in (parent, helper):
+        os.kill(process, signal.SIGKILL)
+    os.waitpid(parent, 0)

@@ -19,15 +19,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pipeline.cli import main
+from pipeline.config.loader import load_recipe
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.launch.attempts import Status, begin_attempt, end_attempt
 from pipeline.launch.logs import choose, show_log
 from pipeline.launch.markers import todo
+from pipeline.launch.paths import RunPaths
 from pipeline.launch.run import Run
 from pipeline.launch.stages import Stage, needed
 from pipeline.launch.state import VANISHED, JobState, run_state
 from pipeline.launch.status import print_status, what_next
+from pipeline.launch.sweep import sweep_members
 from pipeline.locks import exclusive
 
 opened: Counter[str] | None = None
@@ -118,6 +121,36 @@ def test_expected_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: begun + 5)
     with exclusive(run.paths.lock("make", 2), "it"):
         assert run_state(run).stages[0].seconds_left == pytest.approx(15 + 20)
+
+
+def test_expected_end_of_trainings_is_by_their_own_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep of four over two objectives: one is done, two run, of which one has not logged, one waits."""
+    config = load_recipe("demo", ("train.samples=12800", "train.epochs=null"))
+    members = sweep_members(["objective=neuclip,fastclip", "seed=0,1"])
+    run = Run.planned(RunPaths(tmp_path.resolve(), config, members))
+    begun = {}
+    for number in (1, 2):
+        attempt(run, "train", number, None)
+        begun[number] = json.loads(run.paths.attempts("train", number).read_text().splitlines()[0])["time"]
+    log = run.paths.member(1).train / "metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    lines = [
+        {"step": n, "samples_seen": 128 * n, "time": begun[1] + n, "metrics": {"train/samples_per_second": 128.0}}
+        for n in range(1, 11)
+    ]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr("time.time", lambda: begun[1] + 12)
+
+    def left() -> float | None:
+        with exclusive(run.paths.lock("train", 1), "it"), exclusive(run.paths.lock("train", 2), "it"):
+            return next(stage for stage in run_state(run).stages if stage.name == "train").seconds_left
+
+    assert left() is None, "nobody knows of 2"
+    mark(run, "train", 0, seconds=200)
+    rest = 200 - (begun[1] + 12 - begun[2])
+    assert left() == pytest.approx((88 + rest + 200) / 2), "1 has 11,520 samples to see, and logged 2 s ago"
+    mark(run, "train", 3, seconds=200)
+    assert left() == pytest.approx(rest), "not the mean: 2 takes longest"
 
 
 def big_run(root: Path, elements: int) -> Run:

@@ -5,13 +5,17 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
-from compare_support import fabricate_member, fabricate_sweep
-from report_support import HOSTILE
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.cli import main
 from pipeline.errors import UserError
@@ -20,6 +24,10 @@ from pipeline.report.compare.comparison import compare
 from pipeline.report.compare.find import find_runs
 from pipeline.report.compare.listing import row, select
 from pipeline.report.compare.page import render
+from pipeline.report.compare.run import Run
+from pipeline.run_files import RECIPE
+from tests.compare_support import fabricate_member, fabricate_sweep
+from tests.report_support import HOSTILE
 
 opened: list[str] = []
 counting = False
@@ -76,6 +84,7 @@ def test_a_row_says_what_the_files_say(root):
         "run": "birds", "state": "evaluated", "objective": "siglip", "corpus": "demo", "seed": 0,
         "samples": 200 * 128, "seconds": 64.0, "gpu_hours": 8 * 64 / 3600, "cpu_hours": 0.0,
         "loss": summary["final_loss"], "average": aggregate["average"], "partial_mean": None, "tasks": 3, "of": 3,
+        "damaged": None,
     }  # fmt: skip
 
 
@@ -188,9 +197,58 @@ def test_of_a_finished_run_three_small_files_are_opened(tmp_path):
     finally:
         counting = False
     assert len(rows) == 50
-    of_runs = [path for path in opened if path.startswith(str(tmp_path))]
+    of_runs = [path for path in opened if path.startswith(str(tmp_path)) and os.path.exists(path)]
     assert len(of_runs) == 3 * 50
     assert {os.path.basename(path) for path in of_runs} == {"recipe.yaml", "summary.json", "aggregate.json"}
+
+
+TREES = st.dictionaries(
+    st.sampled_from(["seed", "train", "name", "objectives"]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    ),
+)
+
+
+@settings(max_examples=40)
+@given(TREES, st.sampled_from([None, False, True]))
+def test_a_recipe_is_read_as_yaml_reads_it(tree, flow):
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=flow)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "recipe.yaml")
+        path.write_text(text, encoding="utf-8", newline="")
+        run = Run(Path(folder), "run")
+        if RECIPE.problem(yaml.safe_load(text)):  # it is named, and read no further
+            assert (run.config, len(run.read.problems)) == ({}, 1)
+        else:
+            assert (run.config, run.read.problems) == (yaml.safe_load(text), [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'name: "a\nseed: 1"\nobjective: x\n',
+        "train: {steps: 1,\nseed: 2}\n",
+        "---\nname: x\n...\n",
+        "# by hand\nname: &n x\n\nobjective: *n\n",
+        "name: |\n  seed: 3\n  x\nseed: 4",
+        "name: x\nname: y\n",
+        "tags:\n- a\n- b\nseed: 1",
+    ],
+)
+def test_a_recipe_written_by_hand_is_read_as_yaml_reads_it(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert Run(tmp_path, "run").config == yaml.safe_load(text)
+
+
+def test_listing_loads_no_library_that_takes_seconds(root):
+    heavy = "{'torch', 'pandas', 'pyarrow', 'pydantic', 'matplotlib', 'numpy', 'scipy', 'mlflow', 'jinja2'}"
+    listed = f"from pipeline.cli import main; main(['runs', {str(root)!r}, '--sort=-average'], standalone_mode=False)"
+    script = f"{listed}; import sys; found = {heavy} & sys.modules.keys(); sys.exit(str(found) if found else 0)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "alone/birds" in done.stdout
 
 
 def test_the_command_prints_a_table_csv_and_json(root):

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.launch.stop_signal import ended_by_signal, held, raise_if_stopped
+from pipeline.stopping import SIGNALS
 
 
 def stopped_while_held(reached: list[str]) -> None:
@@ -48,6 +49,12 @@ def test_a_signal_is_held_until_the_end_of_the_block() -> None:
     with pytest.raises(UserError, match="stopped by SIGTERM"):
         stopped_while_held(reached)
     assert reached == ["inside"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_it_ends_by_every_signal_that_stops_a_run(number: signal.Signals) -> None:
+    with pytest.raises(UserError, match=f"stopped by {number.name}; the same command goes on"), ended_by_signal():
+        os.kill(os.getpid(), number)
 
 
 def test_a_second_signal_does_not_interrupt_the_clean_up() -> None:

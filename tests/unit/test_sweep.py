@@ -18,7 +18,7 @@ from pipeline.launch.plan import freeze, open_plan
 from pipeline.launch.run import Run
 from pipeline.launch.settle import settle
 from pipeline.launch.sweep import sweep_members
-from pipeline.report import build_report
+from pipeline.report.build import build_report
 
 SWEEP = ("objective=neuclip,fastclip", "seed=0,1")
 NAMES = [f"objective={objective},seed={seed}" for objective in ("neuclip", "fastclip") for seed in (0, 1)]
@@ -154,8 +154,10 @@ def test_report_of_a_member_and_of_all(tmp_path: Path) -> None:
     own = json.loads((paths.member(3).home / "summary.json").read_text())
     assert own["stages"]["train"] == {"status": "done", "seconds": 13.0}
     assert "compare" not in own["stages"]
-    assert build_report(paths.root) == paths.root / "summary.json"
+    assert build_report(paths.root) == paths.root / "compare.html"
+    assert all(name in (paths.root / "compare.html").read_text() for name in NAMES)
     summary = json.loads((paths.root / "summary.json").read_text())
+    assert summary["report"] == str(paths.root / "compare.html")
     assert list(summary["members"]) == NAMES
     assert [entry["train"]["final_loss"] for entry in summary["members"].values()] == [0.0, 1.0, 2.0, 3.0]
     assert summary["members"][NAMES[1]]["settings"] == ["objective=neuclip", "seed=1"]

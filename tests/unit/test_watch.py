@@ -7,15 +7,15 @@ import time
 
 import pytest
 from click.testing import CliRunner
-from compare_support import fabricate_member
-from report_support import HOSTILE, HUGE
 from rich.console import Console
 
 from pipeline.cli import main
 from pipeline.files import read_json, write_json
 from pipeline.report.compare.run import Run
-from pipeline.report.watch import Spool, frame, recent_rate
-from pipeline.tracking.jsonl import JsonlTracker, Point, read_points
+from pipeline.report.watch import Spool, frame
+from pipeline.tracking.jsonl import JsonlTracker, read_points
+from tests.compare_support import fabricate_member
+from tests.report_support import HOSTILE, HUGE
 
 
 def drawn(folder, width=120, now=None, height=None):
@@ -116,12 +116,6 @@ def test_the_spool_is_read_once_and_again_from_the_start_after_a_resume(tmp_path
     for step, loss in ((2, 7.0), (3, 6.0), (4, 5.0)):
         third.log({"train/loss": loss}, step, 64 * step)
     assert [point.metrics["train/loss"] for point in spool.update()] == [3.0, 7.0, 6.0, 5.0]
-
-
-def test_the_rate_is_the_median_of_the_last_points():
-    points = [Point(i, i, 0.0, {"train/samples_per_second": rate}) for i, rate in enumerate([1.0] * 50 + [100.0] * 10)]
-    assert recent_rate(points) == 100
-    assert recent_rate([Point(1, 1, 0.0, {})]) is None
 
 
 def test_once_prints_a_frame_without_a_terminal(running):

@@ -6,17 +6,20 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from chain_support import attempts_of, fake_run, worker_command
 
 from pipeline.errors import UserError
+from pipeline.launch import work as work_module
 from pipeline.launch.attempts import begin_attempt, end_attempt, read_attempts
 from pipeline.launch.run import Run
 from pipeline.launch.state import VANISHED, element_state
-from pipeline.launch.work import work
+from pipeline.launch.work import EXIT_STATUS, work
 
 
 def begin(run: Run, stage: str, element: int) -> subprocess.Popen[str]:
@@ -173,6 +176,27 @@ def test_a_signal_is_passed_on_and_the_end_awaited(tmp_path: Path, name: str, ho
         assert f"stopped by SIG{name}" in attempt.reason
         assert attempt.exit_status == (75 if how == "save" else -signal.Signals[f"SIG{name}"])
         assert ("on request, and saved" in attempt.reason) == (how == "save")
+
+
+@pytest.mark.parametrize(("told", "status"), [([], "failed"), ([signal.SIGTERM], "stopped")])
+def test_what_a_scheduler_ends_along_with_it_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[signal.Signals], status: str
+) -> None:
+    """A job that is cancelled or preempted, whose image server ends before its command."""
+
+    @contextmanager
+    def ends(*of: object) -> Iterator[Callable[[], None]]:
+        for number in told:
+            os.kill(os.getpid(), number)
+        raise UserError("the image server ended")
+        yield
+
+    monkeypatch.setattr(work_module, "image_server", ends)
+    run = fake_run(tmp_path)
+    exit_status = work(run, replace(run.stage("make"), served=True), 0, "srun", {"id": "7"})
+    attempt = read_attempts(run.paths.attempts("make", 0))[-1]
+    assert (exit_status, attempt.status) == (EXIT_STATUS[status], status)
+    assert attempt.reason == ("stopped by SIGTERM: " if told else "") + "error: the image server ended"
 
 
 def test_attempts_survive_a_torn_line(tmp_path: Path) -> None:

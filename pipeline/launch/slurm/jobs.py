@@ -9,17 +9,18 @@ An element of an array is `offset` + its index in the array.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import append_line
 from pipeline.launch.paths import RunPaths
 from pipeline.launch.slurm import commands
 from pipeline.launch.slurm.arrays import compressed, expanded
 from pipeline.launch.slurm.commands import Queued
 from pipeline.locks import taking_turns
+from pipeline.run_files import SUBMITTED
 
 Element = tuple[str, int]  # stage, number
 
@@ -38,6 +39,11 @@ def title(paths: RunPaths, stage: str) -> str:
     return f"{paths.config.name}-{stage}-{hashlib.sha256(str(paths.root).encode()).hexdigest()[:8]}"
 
 
+def name_of(job: Mapping[str, Any]) -> str:
+    """What scontrol calls this job or this element alone. An array's own id would mean all of its elements."""
+    return f"{job['array_id']}_{job['array_index']}" if "array_id" in job else str(job.get("id", ""))
+
+
 def note_submitted(
     paths: RunPaths, stage: str, job: str, offset: int, elements: Sequence[int], command: Sequence[str]
 ) -> None:
@@ -46,9 +52,9 @@ def note_submitted(
 
 def in_queue(paths: RunPaths) -> dict[Element, Queued]:
     """The elements of this run that SLURM has: pending, running or ending. Asks it only if anything was submitted."""
-    known = {line["job"]: line for line in _read(paths) if line["event"] == "submitted"}
+    known = {line["job"]: line for line in SUBMITTED.lines(ledger(paths))}
     found: dict[Element, Queued] = {}
-    for queued in commands.queue() if known else ():
+    for queued in commands.queue(ledger(paths).stat().st_uid) if known else ():  # also for a colleague who looks
         line = known.get(queued.job)
         if line is None or queued.title != title(paths, line["stage"]):
             continue
@@ -78,20 +84,5 @@ def cancel(paths: RunPaths, chosen: dict[Element, Queued], reason: str) -> None:
 def _note(paths: RunPaths, event: str, stage: str, elements: Iterable[int], rest: dict[str, Any]) -> None:
     line = {"event": event, "time": time.time(), "stage": stage, "elements": compressed(elements), **rest}
     file = ledger(paths)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with taking_turns(file.with_name(".jobs")), open(file, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-
-
-def _read(paths: RunPaths) -> list[dict[str, Any]]:
-    try:
-        text = ledger(paths).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue  # torn by a kill; its job names itself in the queue, and ends by itself
-    return lines
+    with taking_turns(file.with_name(".jobs")):
+        append_line(file, line)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Mapping
 
 from pipeline.config.cluster import Cluster, Container
 from pipeline.errors import UserError
+from pipeline.launch.ports import free_port
 from pipeline.launch.slurm import commands
-
-PORTS = range(20000, 32000)  # below the range from which systems take ports for outgoing connections
 
 
 def launched(cluster: Cluster, command: list[str], together: bool, environment: Mapping[str, str]) -> list[str]:
@@ -28,22 +26,8 @@ def launched(cluster: Cluster, command: list[str], together: bool, environment: 
         return [*(alone if flags else []), *container.command, *inner]
     if "SLURM_JOB_ID" not in environment:
         raise UserError("srun starts ranks within a job: submit slurm/train.sbatch, or leave out --launcher srun")
-    address, port = commands.node_address(environment["SLURMD_NODENAME"]), free_port(int(environment["SLURM_JOB_ID"]))
+    address, port = commands.node_address(environment["SLURMD_NODENAME"]), free_port()
     # Ranks agree on how to end: one that ends first must not have the others killed while they save or say why.
     srun = ["srun", "--kill-on-bad-exit=0", "--wait=300", cpus, *cluster.srun_flags, *flags]
     ranks = [python, "-m", "pipeline.launch.slurm.ranks"]
     return ["env", f"MASTER_ADDR={address}", f"MASTER_PORT={port}", *srun, *container.command, *ranks, *inner]
-
-
-def free_port(job: int) -> int:
-    """A port of this machine that nobody listens on; jobs with other ids begin to look elsewhere."""
-    for attempt in range(50):
-        port = PORTS[(job * 61 + attempt * 997) % len(PORTS)]
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise UserError("no free port for the ranks to meet at: 50 tries failed on this node")
