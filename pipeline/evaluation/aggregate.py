@@ -11,10 +11,19 @@ from typing import Any, Literal
 
 from pipeline.errors import UserError
 from pipeline.evaluation.merge import merge
-from pipeline.evaluation.results import Result, current_result, error_path, read_result, task_stamp
+from pipeline.evaluation.results import (
+    Result,
+    current_result,
+    described,
+    error_path,
+    read_result,
+    result_path,
+    task_stamp,
+)
 from pipeline.evaluation.task_folder import open_task_folder
 from pipeline.evaluation.tasks import Task, load_tasks, select_tasks
-from pipeline.files import atomic_open, read_json, write_json
+from pipeline.files import atomic_open, write_json
+from pipeline.run_files import MEASURED, SCORED
 
 AGGREGATE_FILE = "aggregate.json"
 DATACOMP_FILE = "eval_results.jsonl"
@@ -124,8 +133,10 @@ def _write_as_datacomp(path: Path, results: Mapping[str, Result]) -> None:
 
 
 def _why_missing(out: Path, task: str) -> str:
-    path = error_path(out, task)
-    return f"failed: {read_json(path)['error']}" if path.is_file() else "missing"
+    """Raises UserError where what is there of it is damaged."""
+    MEASURED.read(result_path(out, task))
+    failed = SCORED.read(error_path(out, task))
+    return "missing" if failed is None else f"failed: {failed.get('error') or 'it does not say why'}"
 
 
 def _result_of_today(out: Path, data: Path, name: str, task: Task) -> Result:
@@ -140,7 +151,7 @@ def _result_of_today(out: Path, data: Path, name: str, task: Task) -> Result:
     except UserError as error:
         raise UserError(f"failed: {error}") from error
     if current is not None:
-        return current
+        return described(out, name, task, current)
     raise UserError(_why_missing(out, name) if result is None else _STALE)
 
 

@@ -1,33 +1,26 @@
-"""Two folders of results, task by task: how far apart, and how sure that is.
-
-The interval is that of a paired bootstrap (Efron and Tibshirani 1993): the samples of a task are drawn anew with
-replacement, the same ones for both models, and each time the main metric is computed again from what the samples came
-to (`records`), F1 and the worst group as well as a mean. Retrieval draws images, and each takes its captions along.
-"""
+"""Two folders of results, task by task: how far apart, and how sure that is (`bootstrap`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 
+from pipeline.config.loader import parse
 from pipeline.errors import UserError
+from pipeline.evaluation.bootstrap import differences
 from pipeline.evaluation.kinds import KINDS
 from pipeline.evaluation.records import read_record, samples_path
-from pipeline.evaluation.results import Result, read_result
+from pipeline.evaluation.results import Result
 from pipeline.evaluation.task_run import Rows, row_count
-from pipeline.evaluation.tasks import RESERVED, Task
+from pipeline.evaluation.tasks import RESERVED, Task, file_name
 from pipeline.files import fingerprint
+from pipeline.run_files import MEASURED
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
-_MEANS: dict[str, Callable[[Rows], torch.Tensor]] = {  # main metrics that are means over the samples, and of what
-    "acc1": lambda rows: rows["place"] < 1,
-    "avg_jaccard_score": lambda rows: rows["jaccard"],
-}
 
 
 class _Side(NamedTuple):
@@ -37,22 +30,14 @@ class _Side(NamedTuple):
     task: Task
     rows: Rows
 
-    def score(self, chosen: torch.Tensor | None = None) -> float:
-        """The main metric, on all samples or the chosen ones; NaN where they have none."""
-        rows = self.rows if chosen is None else _Drawn(self.rows, chosen)
-        score = KINDS[self.task.kind].metrics(self.task, rows)[str(self.task.main_metric)]
-        return float("nan") if score is None else score
-
-
-class _Drawn(dict[str, torch.Tensor]):
-    """The chosen of some rows, column by column as they are asked for."""
-
-    def __init__(self, rows: Rows, chosen: torch.Tensor) -> None:
-        self._rows, self._chosen = rows, chosen
-
-    def __missing__(self, name: str) -> torch.Tensor:
-        self[name] = self._rows[name][self._chosen]
-        return self[name]
+    @property
+    def is_of_the_result(self) -> bool:
+        """Whether the rows are as many as the result's samples, and come to its score."""
+        try:
+            score = KINDS[self.task.kind].metrics(self.task, self.rows)[str(self.task.main_metric)]
+        except (LookupError, RuntimeError, TypeError, ValueError):  # columns of another task
+            return False
+        return score == self.result["score"] and row_count(self.rows) == self.result["n"]
 
 
 def compare(
@@ -72,9 +57,10 @@ def compare(
     Raises UserError that names the tasks whose results are of other data or another definition in A than in B, that
     have no record of their samples, or that were chosen and are not in both.
     """
-    known = [_results(folder) for folder in (a, b)]
+    damaged: dict[str, str] = {}
+    known = [_results(folder, damaged) for folder in (a, b)]
     names = list(dict.fromkeys([*known[0], *known[1]]) if tasks == "all" else dict.fromkeys(tasks))
-    left_out = {name: reason for name in names if (reason := _why_not(name, known, (a, b)))}
+    left_out = {name: reason for name in names if (reason := _why_not(name, known, (a, b), damaged))}
     if tasks != "all" and left_out:
         raise UserError(f"cannot compare:{_listed(left_out)}")
     compared = [name for name in names if name not in left_out]
@@ -82,13 +68,14 @@ def compare(
     if different:
         raise UserError(f"{a} and {b} are not of the same tasks:{_listed(different)}")
     if not compared:
-        raise UserError(f"{a} and {b} have no task in common:{_listed(left_out)}")
+        raise UserError(f"{a} and {b} have no task in common:{_listed({**damaged, **left_out})}")
+    nameless = damaged.keys() - {file_name(name) for name in names} if tasks == "all" else set()
     scores: dict[str, dict[str, Any]] = {}
     drawn: dict[str, np.ndarray] = {}
     for name in compared:
         sides = [_side(folder, results[name]) for folder, results in zip((a, b), known, strict=True)]
-        drawn[name] = _bootstrap(sides, resamples, seed, name)
         task, first = sides[0].task, sides[0].result
+        drawn[name] = differences(task, sides[0].rows, sides[1].rows, resamples, _random(seed, name))
         values = [side.result["score"] for side in sides]
         scores[name] = {
             "title": task.title,
@@ -107,21 +94,32 @@ def compare(
         "seed": seed,
         "tasks": scores,
         "mean": _mean(scores, drawn),
-        "left_out": left_out,
+        "left_out": {**left_out, **{name: damaged[name] for name in sorted(nameless)}},
     }
 
 
-def _results(folder: Path) -> dict[str, Result]:
-    """The results of a folder, by task."""
-    names = (path.stem for path in sorted(folder.glob("*.json")) if not path.name.endswith(".error.json"))
-    found = (read_result(folder, name) for name in names if name != RESERVED)
-    results = {str(result["task"]): result for result in found if result is not None and "task" in result}
-    if not results:
+def _results(folder: Path, damaged: dict[str, str]) -> dict[str, Result]:
+    """The results of a folder, by task. damaged: gets what is wrong with those that cannot be used, by file name."""
+    results: dict[str, Result] = {}
+    for path in sorted(folder.glob("*.json")):
+        if path.stem == RESERVED or path.name.endswith(".error.json"):
+            continue
+        try:
+            result = MEASURED.read(path)
+        except UserError as error:
+            damaged[path.stem] = str(error)
+        else:
+            results |= {result["task"]: result} if result is not None else {}
+    if not results and not damaged:
         raise UserError(f"{folder} holds no results of `neuclip evaluate`")
     return results
 
 
-def _why_not(name: str, known: Sequence[dict[str, Result]], folders: Sequence[Path]) -> str | None:
+def _why_not(
+    name: str, known: Sequence[dict[str, Result]], folders: Sequence[Path], damaged: dict[str, str]
+) -> str | None:
+    if file_name(name) in damaged:
+        return damaged[file_name(name)]
     missing = [str(folder) for folder, results in zip(folders, known, strict=True) if name not in results]
     if missing:
         return f"no result in {' or '.join(missing)}"
@@ -140,26 +138,15 @@ def _side(folder: Path, result: Result) -> _Side:
     again = f"make it with `neuclip evaluate --force --tasks {result['task']} --out {folder}`"
     if record is None:
         raise UserError(f"{path}: there is no whole record of the samples of {result['task']}: {again}")
-    side = _Side(result, Task.model_validate(record.facts["task"]), record.rows)
-    if any(result.get(key) != value for key, value in record.stamp.items()) or side.score() != result["score"]:
+    side = _Side(result, parse(Task, record.facts["task"], where=str(path)), record.rows)
+    if any(result.get(key) != value for key, value in record.stamp.items()) or not side.is_of_the_result:
         raise UserError(f"{path} is not the record of the result beside it: {again}")
     return side
 
 
-def _bootstrap(sides: Sequence[_Side], resamples: int, seed: int, name: str) -> np.ndarray:
-    """Differences B - A, (resamples,) float64. What is drawn depends on the seed, the task and its samples alone."""
-    random = np.random.default_rng(int(fingerprint([seed, name])[:16], 16))
-    size = row_count(sides[0].rows)
-    mean_of = _MEANS.get(str(sides[0].task.main_metric))
-    if mean_of is not None:  # how often each difference is drawn is all that counts, and that is multinomial
-        first, second = (mean_of(side.rows).double() for side in sides)
-        values, counts = (second - first).unique(return_counts=True)
-        return random.multinomial(size, counts.numpy() / size, size=resamples) @ values.numpy() / size
-    differences = np.empty(resamples)
-    for index in range(resamples):
-        chosen = torch.from_numpy(random.integers(size, size=size))
-        differences[index] = sides[1].score(chosen) - sides[0].score(chosen)
-    return differences
+def _random(seed: int, task: str) -> np.random.Generator:
+    """So that what is drawn depends on the seed, the task and its samples alone."""
+    return np.random.default_rng(int(fingerprint([seed, task])[:16], 16))
 
 
 def _row(values: Sequence[float], drawn: np.ndarray) -> dict[str, float]:

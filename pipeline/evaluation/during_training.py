@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.callbacks import Callback
 from pipeline.config.duration import period_ends
 from pipeline.config.schema import EvaluateDuringConfig, RunConfig
 from pipeline.data.loader import Batch
@@ -36,14 +37,13 @@ from pipeline.errors import UserError
 from pipeline.evaluation.results import read_result
 from pipeline.evaluation.task_folder import open_task_folder
 from pipeline.evaluation.tasks import load_tasks, select_tasks
-from pipeline.tracking.base import Tracker
+from pipeline.tracking.base import EVALUATION, Tracker
 from pipeline.tracking.jsonl import read_points
 
 if TYPE_CHECKING:
     from pipeline.trainer import Trainer
 
 log = logging.getLogger(__name__)
-PREFIX = "eval/"
 COMMAND = (sys.executable, "-m", "pipeline.evaluation.of_checkpoint")
 POLL_SECONDS = 0.2
 END_SECONDS = 5  # for a process that was killed; one that waits for a dead file system may never end
@@ -59,7 +59,7 @@ class _Evaluation:
     out_of_time: bool = False
 
 
-class Evaluations:
+class Evaluations(Callback):
     """A callback. `recall` comes first, `finish` after the last save, `close` in any case."""
 
     def __init__(
@@ -80,14 +80,11 @@ class Evaluations:
         with self._harmless():
             if self._works:
                 self._forget_after(step)
-                named = (point.step for point in read_points(spool) if any(n.startswith(PREFIX) for n in point.metrics))
+                named = (p.step for p in read_points(spool) if any(name.startswith(EVALUATION) for name in p.metrics))
                 newest = max(named, default=0)
                 steps = [step_of(tag) for tag in complete_tags(self._checkpoints)]
                 due = [s for s in steps if newest < s <= step and self._is_due(s)]
                 self._hold(tag_of(max(due)) if due else None)
-
-    def before_step(self, trainer: Trainer) -> None:
-        pass
 
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
         step = trainer.progress.step
@@ -167,7 +164,7 @@ class Evaluations:
         found = {task: read_result(self._folder / ended.tag, task) for task in self._tasks}
         step = step_of(ended.tag)
         done = {task: result["score"] for task, result in found.items() if result is not None}
-        scores = {PREFIX + task: score for task, score in done.items() if score is not None}
+        scores = {EVALUATION + task: score for task, score in done.items() if score is not None}
         if scores:
             tracker.log(scores, step, step * self._batch)
         missing = [task for task in self._tasks if task not in done]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.evaluation.classifier_cache import ClassifierCache
+from pipeline.evaluation.short_texts import encode_text
 from pipeline.models.two_tower import Exported
 
 Tower = Callable[[Tensor], Tensor]
@@ -35,7 +36,7 @@ class Encoder:
         self.preprocess = exported.preprocess
         self.device = device
         self._encode_image = cast(Tower, exported.model.encode_image)
-        self._encode_text = cast(Tower, exported.model.encode_text)
+        self._encode_text = partial(encode_text, exported.model)
         self._tokenizer = exported.tokenizer
         self._precision = precision
         self._cache = cache

@@ -94,7 +94,7 @@ class Bench:
         run = TaskRun(job.task, job.folder, part.shards, self._encoder, self._batch_size, self._workers, progress)
         rows = concatenated(list(KINDS[job.task.kind].rows(run)))
         facts = {
-            "part": part.label,
+            "part": part.identity,
             "model": self._exported.name,
             "libraries": library_versions(),
             "task": job.task.model_dump(mode="json"),

@@ -63,6 +63,8 @@ def merge(out: Path, name: str, task: Task, folder: TaskFolder, stamp: Stamp | N
 def _scores(name: str, task: Task, folder: TaskFolder, record: Record) -> Result:
     _check(task, folder, record.rows)
     metrics = KINDS[task.kind].metrics(task, record.rows)
+    if task.main_metric is not None and metrics[task.main_metric] is None:
+        raise UserError(f"{folder.path} has no sample that counts for {task.main_metric}, the task's main metric")
     return {
         "task": name,
         "title": task.title,

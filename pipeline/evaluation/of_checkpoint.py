@@ -7,23 +7,19 @@ Exports the checkpoint to OUT/model and leaves OUT/<task>.json. Exit status 0: a
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.processes import die_with_parent
+from pipeline.leaving import leave_with
+from pipeline.processes import die_with_parent, follow_parent
 
 
 def main(parent: str, request: str) -> int:
     """Returns the exit status."""
     die_with_parent(int(parent))
-    # Signals go to whole process groups, but this ends with its trainer, and yields the CPU to it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    os.nice(19)
+    follow_parent(niceness=19)
     try:
         _evaluate(**json.loads(request))
     except UserError as error:
@@ -42,4 +38,4 @@ def _evaluate(checkpoint: str, out: str, data: str, tasks: list[str], options: d
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    leave_with(lambda: main(*sys.argv[1:]))

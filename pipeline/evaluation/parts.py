@@ -22,9 +22,9 @@ PART_COST = 64.0  # about, where the shards allow; all of DataComp's 40 tasks co
 
 @dataclass(frozen=True)
 class Part:
-    """Part `number` of the `of` parts of a task. shards: its own, in order. cost: as in tasks.yaml.
+    """Part `number` of the `of` parts of a task. shards: its own, in order, of the task's from the first_shard-th on.
 
-    samples: how many it should have, going by the size of its shards.
+    cost: as in tasks.yaml. samples: how many it should have, going by the size of its shards.
     """
 
     task: str
@@ -33,11 +33,17 @@ class Part:
     shards: tuple[Path, ...]
     cost: float
     samples: int
+    first_shard: int = 0
 
     @property
     def label(self) -> str:
         """What people are told that it is."""
         return self.task if self.of == 1 else f"{self.task} {self.number + 1}/{self.of}"
+
+    @property
+    def identity(self) -> str:
+        """Which piece of its task it is: with another `cost` the task is cut in another way, perhaps into as many."""
+        return f"{self.label}: {len(self.shards)} shards from {self.first_shard} on"
 
 
 def cut(name: str, task: Task, folder: TaskFolder) -> list[Part]:
@@ -57,6 +63,7 @@ def cut(name: str, task: Task, folder: TaskFolder) -> list[Part]:
             tuple(folder.shards[shard] for shard in piece),
             task.expected_cost * share,
             max(1, round(task.size * share)),
+            piece[0],
         )
         for number, (piece, share) in enumerate(zip(pieces, shares, strict=True))
     ]

@@ -16,6 +16,7 @@ from pipeline.evaluation.results import Stamp, library_versions
 from pipeline.evaluation.task_run import Rows, concatenated
 from pipeline.evaluation.tasks import file_name
 from pipeline.evaluation.tensor_file import read_tensors, write_tensors
+from pipeline.run_files import RECORD
 
 PARTS, SAMPLES = "parts", "samples"
 
@@ -53,13 +54,15 @@ def write_record(path: Path, record: Record) -> None:
 def read_record(path: Path) -> Record | None:
     """The record; None where there is none that is whole."""
     file = read_tensors(path)
-    return None if file is None else Record(file.tensors, file.about["stamp"], file.about["facts"])
+    if file is None or RECORD.problem(file.about):
+        return None
+    return Record(file.tensors, file.about["stamp"], file.about["facts"])
 
 
 def read_part(out: Path, part: Part) -> Record | None:
     """The record of a part; None where there is none that is whole and this part's."""
     record = read_record(part_path(out, part))
-    return record if record is not None and record.facts.get("part") == part.label else None
+    return record if record is not None and record.facts.get("part") == part.identity else None
 
 
 def joined(records: Sequence[Record]) -> Record:

@@ -7,7 +7,6 @@ precision, task definition, data and evaluation code. Library versions are recor
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -19,9 +18,10 @@ from pipeline.errors import UserError
 from pipeline.evaluation.encoder import Precision
 from pipeline.evaluation.task_folder import TaskFolder
 from pipeline.evaluation.tasks import Task, file_name
-from pipeline.files import fingerprint, read_json, sha256_file, write_json
+from pipeline.files import fingerprint, sha256_file, write_json
 from pipeline.models.model_card import PROVENANCE_FILE
 from pipeline.models.two_tower import CONFIG_FILE, WEIGHTS_FILE
+from pipeline.run_files import EXPORTED, MEASURED
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "webdataset", "pillow", "numpy")
 # A new file counts until it is named here.
@@ -29,6 +29,7 @@ _DECIDE_NO_SCORE = {
     *(
         "__init__",
         "aggregate",
+        "bootstrap",
         "check",
         "compare",
         "download",
@@ -63,7 +64,7 @@ def write_error(out: Path, task: str, reason: str, trace: str | None) -> None:
 def model_stamp(model_folder: Path, precision: Precision) -> Stamp:
     """What identifies the model's side of a score.
 
-    Raises UserError when the folder is no exported model, or its weights are not those that were exported.
+    Raises UserError when the folder is no exported model, or its weights are not those that export.json names.
     """
     try:
         checkpoint = sha256_file(model_folder / WEIGHTS_FILE)
@@ -74,7 +75,7 @@ def model_stamp(model_folder: Path, precision: Precision) -> Stamp:
             f"({error.strerror}). Make one with `neuclip export`."
         ) from error
     provenance = model_folder / PROVENANCE_FILE
-    exported = read_json(provenance).get("weights_sha256", checkpoint) if provenance.is_file() else checkpoint
+    exported = (EXPORTED.read(provenance) or {"weights_sha256": checkpoint})["weights_sha256"]
     if exported != checkpoint:
         raise UserError(
             f"{model_folder / WEIGHTS_FILE} is not what was exported: its sha256 begins with {checkpoint[:12]}, "
@@ -87,19 +88,15 @@ def model_stamp(model_folder: Path, precision: Precision) -> Stamp:
 def task_stamp(task: Task, folder: TaskFolder) -> Stamp:
     """What identifies the task's side of a score: definition, data, and the code that measures."""
     return {
-        "task_hash": fingerprint(task.model_dump()),
+        "task_hash": fingerprint(task.decisive),
         "data_fingerprint": folder.fingerprint(),
         "code_version": code_version(),
     }
 
 
 def read_result(out: Path, task: str) -> Result | None:
-    """The task's result, current or not; None where there is none that can be read."""
-    try:
-        result = read_json(result_path(out, task))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return result if isinstance(result, dict) else None
+    """The task's result, current or not; None where there is none that is whole."""
+    return MEASURED.whole(result_path(out, task))
 
 
 def current_result(out: Path, task: str, stamp: Stamp) -> Result | None:
@@ -107,6 +104,16 @@ def current_result(out: Path, task: str, stamp: Stamp) -> Result | None:
     result = read_result(out, task)
     current = result is not None and all(result.get(key) == value for key, value in stamp.items())
     return result if current else None
+
+
+def described(out: Path, task: str, definition: Task, result: Result) -> Result:
+    """The result with the title and the chance that its task has today: they decide no score, but are read with it."""
+    words = {"title": definition.title, "chance": definition.chance}
+    if words.items() <= result.items():
+        return result
+    result = {**result, **words}
+    write_json(result_path(out, task), result)
+    return result
 
 
 @cache

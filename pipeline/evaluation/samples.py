@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from webdataset.tariterators import group_by_keys
 
 from pipeline.errors import UserError
@@ -71,8 +71,11 @@ def encoded_images(sample: Sample) -> list[bytes]:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """An image of which only the header was read."""
-    return Image.open(io.BytesIO(content))
+    """An image of which only the header was read. Raises ValueError for what is none that Pillow knows."""
+    try:
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot identify its image: {len(content)} bytes of no known format") from None
 
 
 def _extension(sample: Sample) -> str | None:

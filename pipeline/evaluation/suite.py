@@ -105,9 +105,8 @@ def evaluate(
     results |= _work(out, jobs, bench, Meter(jobs, progress), failures)
     if failures:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in failures.items())
-        raise UserError(
-            f"{len(failures)} of {len(mine)} tasks failed, the results of the others are in {out}:{reasons}"
-        )
+        others = "" if len(failures) == len(mine) else f", the results of the others are in {out}"
+        raise UserError(f"{len(failures)} of {len(mine)} tasks failed{others}:{reasons}")
     write_worker(out, rank, world_size, mine, stamps, time.perf_counter() - started)
     return [results[name] for name in chosen if name in results]
 

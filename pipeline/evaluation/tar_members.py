@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import IO
 
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
-_NO_SAMPLE = re.compile(r"__[^/]*__($|/)")  # what webdataset takes for a description of the shard
+_NO_SAMPLE = re.compile(r"_{2,3}$|__[^/]*__($|/)")  # what webdataset takes for a description of the shard
 _CHECKSUM = slice(148, 156)
 
 

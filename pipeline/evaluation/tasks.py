@@ -56,6 +56,7 @@ _RULES: dict[str, _Rules] = {
     "retrieval": _Rules(("mean_recall@1",), (), ("captions",)),
     "winogavil": _Rules(("jaccard_score_10-12", "avg_jaccard_score")),
 }
+_DECIDE_NO_SCORE = {"title", "chance", "in_average", "groups", "cost", "folder", "repository", "revision"}
 _OF_SOME_KINDS = ("classes", "templates", "captions", "columns", "group_by", "group_names", "top")
 
 
@@ -123,6 +124,14 @@ class Task(Section):
         if self.format != "parquet" and self.kind == "winogavil":
             raise ValueError("kind winogavil comes in format parquet")
         return self
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What its score depends on: all but what it is called, counted among and compared with, and what it costs.
+
+        Where its files come from and lie does not matter either: their content has a fingerprint of its own.
+        """
+        return self.model_dump(exclude=_DECIDE_NO_SCORE)
 
     @property
     def expected_cost(self) -> float:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from pipeline.evaluation.parts import Part
 from pipeline.evaluation.records import part_path
 from pipeline.evaluation.results import Stamp, current_result
-from pipeline.files import read_json, sha256_file, write_json
+from pipeline.files import read_object, sha256_file, write_json
 
 WORKERS = "workers"
 
@@ -44,13 +43,12 @@ def write_worker(
 
 def _digests(out: Path, parts: Sequence[Part], stamp: Stamp) -> dict[str, str]:
     result = current_result(out, parts[0].task, stamp)
-    if result is not None:
-        return {str(part.number): result["parts"][part.number] for part in parts}
-    return {str(part.number): sha256_file(part_path(out, part)) for part in parts}
+    if result is None:
+        return {str(part.number): sha256_file(part_path(out, part)) for part in parts}
+    digests = dict(enumerate(result["parts"]))
+    mine = {part.number for part in parts} if len(digests) == parts[0].of else set(digests)  # it was cut in another way
+    return {str(number): digest for number, digest in digests.items() if number in mine}
 
 
-def _without_seconds(path: Path) -> dict[str, Any] | None:
-    try:
-        return {key: value for key, value in read_json(path).items() if key != "seconds"}
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        return None
+def _without_seconds(path: Path) -> dict[str, Any]:
+    return {key: value for key, value in (read_object(path) or {}).items() if key != "seconds"}

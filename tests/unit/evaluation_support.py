@@ -1,4 +1,4 @@
-"""A tiny exported model and a writer of task folders, for the evaluation tests.
+"""A tiny exported model, a writer of task folders, and runs of the suite on both, for the evaluation tests.
 
 The writer is webdataset's own, so that what the tests read was not laid out by the code under test.
 """
@@ -15,11 +15,14 @@ import torch
 import webdataset
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from data_prep.fabricate.datacomp import fabricate_datacomp
 from pipeline.config.schema import ModelConfig
+from pipeline.evaluation.results import Result
+from pipeline.evaluation.suite import evaluate
 from pipeline.evaluation.task_folder import TaskFolder, open_task_folder
-from pipeline.evaluation.tasks import Task
+from pipeline.evaluation.tasks import Task, datacomp_tasks
 from pipeline.models.two_tower import WEIGHTS_FILE, build_two_tower, open_clip_config, write_model_config
 
 MODEL = ModelConfig(
@@ -30,6 +33,12 @@ MODEL = ModelConfig(
         "text_cfg": {"context_length": 24, "width": 32, "heads": 2, "layers": 1},
     },
 )
+COCO = "retrieval/mscoco_2014_5k_test_image_text_retrieval"
+OF_EVERY_KIND = [
+    *("cifar10", "wilds/camelyon17", "fairness/dollar_street", "wilds/iwildcam", "wilds/fmow", "fairness/utkface"),
+    *(COCO, "misc/winogavil"),
+]
+TASKS = ["colours", "some/groups", "captions"]  # of write_suite
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple")
 
 
@@ -141,3 +150,29 @@ def write_suite(data: Path, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
         },
     )
     return tasks
+
+
+def fabricated(data: Path, images: int = 24) -> None:
+    """DataComp's 40 tasks in miniature."""
+    tasks = {name: task.model_dump() for name, task in datacomp_tasks().items()}
+    fabricate_datacomp(data, tasks, images=images, processes=1)
+
+
+def run(root: Path, out: Path | None = None, **options: Any) -> list[Result]:
+    """Evaluate root/model on root/data, to root/out."""
+    options = {"batch_size": 8, "workers": 0, "device": "cpu", **options}
+    return evaluate(root / "model", root / "data", out or root / "out", **options)
+
+
+def ran(root: Path, **options: Any) -> list[str]:
+    """The same; returns the tasks that were evaluated again: their progress comes in batches."""
+    calls: list[str] = []
+    run(root, progress=lambda task, *_: calls.append(task), **options)
+    return sorted(task for task in set(calls) if calls.count(task) > 1)
+
+
+def change_weights(root: Path) -> None:
+    """Another model in the same folder."""
+    weights = load_file(root / "model" / WEIGHTS_FILE)
+    weights["text_projection"] = weights["text_projection"].flip(0).contiguous()
+    save_file(weights, root / "model" / WEIGHTS_FILE)

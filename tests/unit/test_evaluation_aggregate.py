@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from evaluation_support import TASKS, change_weights, run
 
 from pipeline import evaluation
 from pipeline.cli import main
-from pipeline.cli_evaluate import UNTRAINED_MODEL
-from pipeline.evaluation.results import code_version
+from pipeline.cli.evaluate import UNTRAINED_MODEL
+from pipeline.errors import UserError
+from pipeline.evaluation.aggregate import aggregate
+from pipeline.evaluation.results import code_version, result_path
 from pipeline.evaluation.tasks import datacomp_tasks, file_name
+from pipeline.files import sha256_file
+from pipeline.models.two_tower import WEIGHTS_FILE
 
 # What the official aggregate_scores.py averages, by the titles in eval_results.jsonl.
 GROUPS = {
@@ -187,3 +192,27 @@ def test_code_that_decides_no_score_makes_no_result_stale(tmp_path, module):
         stream.write("\n# another line\n")
     code_version.cache_clear()
     assert (code_version(package) == before) == (module in ("check", "results", "of_checkpoint"))
+
+
+def test_the_average_is_of_all_expected_tasks(work):
+    summary = aggregate(work / "out", work / "data")
+    assert summary == json.loads((work / "out/aggregate.json").read_text())
+    assert list(summary["scores"]) == TASKS
+    scores = [json.loads(result_path(work / "out", task).read_text())["score"] for task in TASKS]
+    assert summary["tasks"] == 3
+    assert summary["average"] == pytest.approx(sum(scores) / 3, abs=1e-12)
+    assert summary["scores"]["captions"] == {
+        "title": "Captions",
+        "score": scores[2],
+        "chance": 1 / 29,
+        "main_metric": "mean_recall@1",
+    }
+    assert summary["checkpoint_sha256"] == sha256_file(work / "model" / WEIGHTS_FILE)
+
+
+def test_results_of_two_models_have_no_average(work):
+    change_weights(work)
+    run(work, tasks=["captions"])
+    with pytest.raises(UserError, match="of 2 models") as caught:
+        aggregate(work / "out", work / "data")
+    assert "colours, some/groups" in str(caught.value)

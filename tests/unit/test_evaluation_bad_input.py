@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_support import image_bytes, open_folder, write_folder, write_model, write_suite
+from evaluation_support import image_bytes, open_folder, run, write_folder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.functional import to_tensor
@@ -22,7 +22,6 @@ from webdataset.autodecode import ImageHandler
 
 from pipeline.errors import UserError
 from pipeline.evaluation.reading import read_batches
-from pipeline.evaluation.suite import evaluate
 from pipeline.evaluation.task_run import TaskRun
 from pipeline.files import sha256_file
 from pipeline.models.model_card import PROVENANCE_FILE
@@ -39,23 +38,11 @@ class Malice:
         return Path.touch, (self.trace,)
 
 
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shipped")
-    write_suite(root / "data")
-    write_model(root / "model")
-    return root
-
-
 @pytest.fixture
-def work(shipped: Path, tmp_path: Path) -> Path:
-    shutil.copytree(shipped, tmp_path / "work")
-    return tmp_path / "work"
-
-
-def run(work: Path, out: Path | None = None, **options: object) -> list[dict]:
-    options = {"batch_size": 8, "workers": 0, "device": "cpu", **options}
-    return evaluate(work / "model", work / "data", out or work / "out", **options)  # type: ignore[arg-type]
+def work(work: Path) -> Path:
+    """Without results."""
+    shutil.rmtree(work / "out")
+    return work
 
 
 def change_config(model: Path, **vision: int) -> None:
@@ -191,8 +178,9 @@ def test_where_results_cannot_be_written_no_model_is_loaded(work: Path, disk: Pa
         run(work, disk)
 
 
-def test_batches_of_one_image(shipped: Path, tmp_path: Path) -> None:
-    for one, many in zip(run(shipped, tmp_path / "one", batch_size=1), run(shipped, tmp_path / "many"), strict=True):
+def test_batches_of_one_image(evaluated: Path, tmp_path: Path) -> None:
+    singly, together = run(evaluated, tmp_path / "one", batch_size=1), run(evaluated, tmp_path / "many")
+    for one, many in zip(singly, together, strict=True):
         assert one["metrics"] == pytest.approx(many["metrics"], abs=1e-6)
 
 

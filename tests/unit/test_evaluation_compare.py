@@ -3,6 +3,7 @@ say; results that are not of the same tasks, or not whole, are refused by name.
 """
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -15,15 +16,17 @@ from scipy.stats import bootstrap
 from data_prep.fabricate.datacomp import fabricate_datacomp
 from pipeline.cli import main
 from pipeline.errors import UserError
-from pipeline.evaluation import compare as module
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.kinds import KINDS
-from pipeline.evaluation.records import Record, samples_path, write_record
+from pipeline.evaluation.records import Record, read_record, samples_path, write_record
 from pipeline.evaluation.suite import evaluate
 from pipeline.evaluation.tasks import Task, datacomp_tasks, file_name
 from pipeline.files import write_json
 
-STAMP = {"task_hash": "t", "data_fingerprint": "d", "checkpoint_sha256": "c", "precision": "fp32"}
+STAMP = {
+    "task_hash": "t", "data_fingerprint": "d", "checkpoint_sha256": "c", "precision": "fp32",
+    "model_config_sha256": "m",
+}  # fmt: skip
 
 
 def write_side(out, task, definition, rows, **stamp):
@@ -31,6 +34,7 @@ def write_side(out, task, definition, rows, **stamp):
     stamp = {**STAMP, "checkpoint_sha256": out.name, **stamp}
     score = KINDS[definition.kind].metrics(definition, rows)[definition.main_metric]
     said = {"task": task, "title": task, "main_metric": definition.main_metric, "score": score, "n": definition.size}
+    said |= {"kind": definition.kind, "chance": definition.chance, "metrics": {definition.main_metric: score}}
     write_json(out / f"{file_name(task)}.json", {**said, "model": out.name, **stamp})
     facts = {"task": definition.model_dump(mode="json"), "model": out.name, "libraries": {}, "seconds": 1.0}
     write_record(samples_path(out, task), Record(rows, stamp, facts))
@@ -81,15 +85,6 @@ def test_an_interval_of_accuracy_is_scipys(tmp_path):
     assert row["low"] == pytest.approx(expected.low, abs=0.003)
     assert row["high"] == pytest.approx(expected.high, abs=0.003)
     assert row["high"] - row["low"] < 0.1  # unpaired it would be 0.13
-
-
-def test_drawing_counts_is_drawing_samples(tmp_path, monkeypatch):
-    pair(tmp_path, definition())
-    quick = only(compare(tmp_path / "a", tmp_path / "b", resamples=4000))
-    monkeypatch.setattr(module, "_MEANS", {})
-    slow = only(compare(tmp_path / "a", tmp_path / "b", resamples=4000))
-    assert (quick["low"], quick["high"]) == pytest.approx((slow["low"], slow["high"]), abs=0.005)
-    assert quick["difference"] == slow["difference"]
 
 
 def worst(rows, chosen):
@@ -220,6 +215,49 @@ def test_without_the_record_of_a_result_it_is_said_how_to_get_it(tmp_path, damag
     else:
         write_json(result, {**json.loads(result.read_text()), "score": 0.5})
     with pytest.raises(UserError, match=r"neuclip evaluate --force --tasks t --out .*/b"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_damaged_result_is_left_out_by_name(tmp_path):
+    rows = [answers([0, 1] * 200, accuracy, 1, 6) for accuracy in (0.5, 0.6)]
+    for side, of in zip(("a", "b"), rows, strict=True):
+        for task in ("good", "bad"):
+            write_side(tmp_path / side, task, definition(), of)
+    result = tmp_path / "b/bad.json"
+    result.write_text(result.read_text().replace('"n": 400', '"n": "400"'))
+    found = compare(tmp_path / "a", tmp_path / "b", resamples=100)
+    assert set(found["tasks"]) == {"good"}
+    assert found["left_out"]["bad"].startswith(f"{result}: n: expected `int`, got `str`, found '400'. Remove it")
+    (tmp_path / "a/bad.json").unlink()
+    assert compare(tmp_path / "a", tmp_path / "b", resamples=100)["left_out"].keys() == {"bad"}
+    with pytest.raises(UserError, match=r"cannot compare:\n  bad: .*b/bad\.json: n: expected"):
+        compare(tmp_path / "a", tmp_path / "b", ["bad"])
+    done = CliRunner().invoke(main, ["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert (done.exit_code, "left out: bad: " in done.output) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda record: record._replace(rows={"label": record.rows["label"]}),
+        lambda record: record._replace(rows={name: column[:-1] for name, column in record.rows.items()}),
+        lambda record: record._replace(rows={name: column.double() / 0 for name, column in record.rows.items()}),
+        lambda record: record._replace(rows={name: column[:, None] for name, column in record.rows.items()}),
+        lambda record: record._replace(rows={}),
+        lambda record: record._replace(stamp=["t"]),
+        lambda record: record._replace(facts={}),
+        lambda record: record._replace(facts={**record.facts, "task": "birds"}),
+        lambda record: record._replace(facts={**record.facts, "task": {"kind": "none"}}),
+    ],
+    ids=range(9),
+)
+def test_a_record_of_anything_else_is_named(tmp_path, changed):
+    """Whole by its digest, as of somebody who wrote it by hand."""
+    for side in ("a", "b"):
+        write_side(tmp_path / side, "t", definition(), answers([0, 1] * 200, 0.5, 1, 6))
+    path = samples_path(tmp_path / "b", "t")
+    write_record(path, changed(read_record(path)))
+    with pytest.raises(UserError, match=re.escape(str(path))):
         compare(tmp_path / "a", tmp_path / "b")
 
 

@@ -24,15 +24,17 @@ from pipeline.launch.paths import RunPaths
 from pipeline.launch.stages import build_stages
 from pipeline.tracking.jsonl import JsonlTracker, read_points
 
-# Evaluates as the file beside the checkpoints says; a score is the step.
+# Evaluates as the file beside the checkpoints says; a score is a hundredth of the step.
 EVALUATE = """
 import json, pathlib, sys, time
 request = json.loads(sys.argv[2])
 out, checkpoint = pathlib.Path(request["out"]), pathlib.Path(request["checkpoint"])
 (out / "model").mkdir()
 while (checkpoint.parent / "wait").exists(): time.sleep(0.01)
+names = "title kind main_metric model checkpoint_sha256 model_config_sha256 precision task_hash data_fingerprint"
+result = {**dict.fromkeys(names.split(), ""), "n": 1, "chance": 0.1, "metrics": {}}
 for task in request["tasks"][: int(checkpoint.name[-1] != "9") + 1]:
-    (out / f"{task}.json").write_text(json.dumps({"score": int(checkpoint.name[5:])}))
+    (out / f"{task}.json").write_text(json.dumps({**result, "task": task, "score": int(checkpoint.name[5:]) / 100}))
 """
 
 
@@ -75,7 +77,7 @@ class Run:
 
 
 def both(step: int) -> dict[str, float]:
-    return {"eval/colours": step, "eval/captions": step}
+    return {"eval/colours": step / 100, "eval/captions": step / 100}
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ def test_scores_that_are_there_are_logged_and_the_others_named(
     life = run().live(8)
     life.step(9)
     life.finish()
-    assert life.logged() == [(9, 90, {"eval/colours": 9})]
+    assert life.logged() == [(9, 90, {"eval/colours": 0.09})]
     assert "the evaluation of step 9 ended with 0; training goes on without scores of captions" in caplog.text
 
 

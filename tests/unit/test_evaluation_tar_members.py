@@ -6,7 +6,7 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from webdataset.tariterators import tar_file_iterator
 
@@ -47,6 +47,7 @@ def webdatasets(content: bytes) -> list[tuple[str, bytes]] | str:
 
 
 @given(members=MEMBERS, form=FORMATS, compression=st.sampled_from(["", "gz"]))
+@example([(name, b"", tarfile.REGTYPE) for name in ("__", "___", "____", "__a__", "__/a", "__a", "__a__/b")], 0, "")
 def test_as_webdataset_reads_them(members: list[tuple[str, bytes, bytes]], form: int, compression: str) -> None:
     content = tar(members, form, compression)
     assert ours(content) == webdatasets(content)

@@ -12,6 +12,7 @@ from evaluation_support import open_folder, write_folder, write_tasks_file
 
 from data_prep.fabricate.evaldata import EvalSample, EvalTask, write_tasks
 from pipeline.errors import UserError
+from pipeline.evaluation.kinds import KINDS
 from pipeline.evaluation.metadata import ParseMetadata
 from pipeline.evaluation.samples import read_samples
 from pipeline.evaluation.tasks import datacomp_tasks, load_tasks, select_tasks, task_path
@@ -254,3 +255,10 @@ def test_fabricated_data_is_read_as_it_was_meant(tmp_path):
     parse = ParseMetadata(tasks["groups"].columns, ("place",), 3)
     assert [parse(sample).values[0] for sample in read_samples(folder.shards)] == [0, 1, 2, 0, 1]
     assert tasks["captions"].captions == 6
+
+
+def test_the_documented_task_entries_are_valid(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
+    (tmp_path / "tasks.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    assert {task.kind for task in load_tasks(tmp_path).values()} == {"classification", "worst_group", "retrieval"}
+    assert all(f"| `{kind}` |" in text for kind in KINDS)

@@ -1,8 +1,7 @@
-"""Evaluation by several workers: the work is dealt out evenly, each piece once; whatever their number and order, and
-whoever was killed, the results are those of one worker, bit for bit; nobody's parts are mixed with another's.
+"""Evaluation by several workers: whatever their number and order, and whoever was killed, the results are those of one
+worker, bit for bit; nobody's parts are mixed with another's.
 """
 
-import itertools
 import json
 import multiprocessing
 import os
@@ -10,40 +9,25 @@ import shutil
 import signal
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from evaluation_support import write_model, write_suite, write_tasks_file
-from hypothesis import given
-from hypothesis import strategies as st
+from evaluation_support import TASKS, write_model, write_suite, write_tasks_file
 
-from data_prep.fabricate.datacomp import fabricate_datacomp
 from pipeline.cli import main
 from pipeline.errors import UserError
-from pipeline.evaluation import measure, parts, suite
+from pipeline.evaluation import measure, suite
 from pipeline.evaluation.aggregate import aggregate
-from pipeline.evaluation.kinds import KINDS
 from pipeline.evaluation.merge import lock_path
-from pipeline.evaluation.parts import Part, cut, cut_all, share
-from pipeline.evaluation.records import read_record
+from pipeline.evaluation.parts import cut_all, share
 from pipeline.evaluation.suite import evaluate
-from pipeline.evaluation.task_folder import open_task_folder
-from pipeline.evaluation.tasks import datacomp_tasks, file_name, load_tasks
+from pipeline.evaluation.tasks import file_name, load_tasks
+from pipeline.files import sha256_file, write_json
 from pipeline.locks import exclusive
-
-OF_EVERY_KIND = [
-    *("cifar10", "wilds/camelyon17", "fairness/dollar_street", "wilds/iwildcam", "wilds/fmow", "fairness/utkface"),
-    *("retrieval/mscoco_2014_5k_test_image_text_retrieval", "misc/winogavil"),
-]
-TASKS = ["colours", "some/groups", "captions"]
-costs = st.lists(st.floats(0.1, 100), min_size=1, max_size=7)
-
-
-def part(cost, number=0):
-    return Part("t", number, 1, (), cost, 1)
+from pipeline.models.model_card import PROVENANCE_FILE
+from pipeline.models.two_tower import WEIGHTS_FILE
 
 
 def do(root, **options):
@@ -77,73 +61,6 @@ def work(shipped, tmp_path):
     """A copy without results to work in."""
     shutil.copytree(shipped, tmp_path, dirs_exist_ok=True)
     return tmp_path
-
-
-@given(costs, st.integers(1, 3))
-def test_every_part_is_one_workers_and_none_has_much_more_to_do_than_at_best(costs, world_size):
-    work = [part(cost, number) for number, cost in enumerate(costs)]
-    shares = [share(work, rank, world_size) for rank in range(world_size)]
-    assert sorted(itertools.chain(*shares), key=lambda part: part.number) == work
-    best = min(
-        max(sum(cost for cost, owner in zip(costs, owners, strict=True) if owner == w) for w in range(world_size))
-        for owners in itertools.product(range(world_size), repeat=len(costs))
-    )
-    longest = max(sum(part.cost for part in share) for share in shares)
-    assert longest <= (4 / 3 - 1 / (3 * world_size)) * best + 1e-9  # Graham's bound for longest processing time first
-
-
-@pytest.mark.parametrize("world_size", [2, 8, 16])
-def test_workers_on_datacomps_tasks_end_together(tmp_path, world_size):
-    tasks = datacomp_tasks()
-    for name, task in tasks.items():
-        folder = tmp_path / (task.folder or f"wds_{file_name(name)}_test")
-        shards = 1 + task.size // 2000
-        for number in range(shards):
-            shard = folder / (f"test/{number}.tar" if task.format == "webdataset" else f"test/{number:04d}.parquet")
-            shard.parent.mkdir(parents=True, exist_ok=True)
-            shard.write_bytes(bytes(100))
-        (folder / "test/nshards.txt").write_text(str(shards))
-    pieces = cut_all(tmp_path, tasks)
-    assert max(part.cost for part in pieces if part.task != "misc/winogavil") < 2 * parts.PART_COST * 2.2
-    loads = [sum(part.cost for part in share(pieces, rank, world_size)) for rank in range(world_size)]
-    assert sum(loads) == pytest.approx(sum(task.cost for task in tasks.values()))
-    assert max(loads) < 1.1 * max(sum(loads) / world_size, max(part.cost for part in pieces))
-
-
-def test_a_task_is_cut_along_its_shards_in_order(shipped):
-    tasks = load_tasks(shipped / "data")
-    for name, count in (("colours", 2), ("some/groups", 2), ("captions", 1)):
-        folder = open_task_folder(shipped / "data", name, tasks[name])
-        pieces = cut(name, tasks[name], folder)
-        assert [part.number for part in pieces] == list(range(count))
-        assert {part.of for part in pieces} == {count}
-        assert tuple(itertools.chain(*(part.shards for part in pieces))) == folder.shards
-        assert sum(part.cost for part in pieces) == pytest.approx(1000)
-        assert sum(part.samples for part in pieces) == pytest.approx(29, abs=count - 1)
-
-
-def test_of_every_kind_what_is_merged_equals_what_was_never_cut(tmp_path, monkeypatch):
-    tasks = {name: datacomp_tasks()[name].model_dump() for name in OF_EVERY_KIND}
-    assert {task["kind"] for task in tasks.values()} == set(KINDS)
-    fabricate_datacomp(tmp_path / "data", tasks, images=24, processes=1)
-    write_model(tmp_path / "model")
-    monkeypatch.setattr(parts, "PART_COST", 1e9)
-    do(tmp_path, tasks=OF_EVERY_KIND)
-    whole = metrics(tmp_path / "out", OF_EVERY_KIND)
-    assert {read(path)["parts"].__len__() for path in (tmp_path / "out").glob("*.json")} == {1}
-    (tmp_path / "out").rename(tmp_path / "whole")
-    monkeypatch.setattr(parts, "PART_COST", 1e-9)
-    for rank in (2, 0, 1):
-        do(tmp_path, tasks=OF_EVERY_KIND, rank=rank, world_size=3)
-    cuts = {name: len(read(tmp_path / f"out/{file_name(name)}.json")["parts"]) for name in OF_EVERY_KIND}
-    assert {cuts.pop(name) for name in OF_EVERY_KIND if tasks[name]["kind"] == "retrieval"} == {1}
-    assert min(cuts.values()) >= 2
-    assert metrics(tmp_path / "out", OF_EVERY_KIND) == whole
-    for name in OF_EVERY_KIND:
-        path = Path("samples") / f"{file_name(name)}.safetensors"
-        before, after = read_record(tmp_path / "whole" / path), read_record(tmp_path / "out" / path)
-        assert before.rows.keys() == after.rows.keys()
-        assert all(torch.equal(before.rows[column], after.rows[column]) for column in before.rows)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
@@ -362,13 +279,18 @@ def test_the_command_says_what_is_left_to_do(work):
 
     ended = neuclip(*command, "--rank", 1, "--world-size", 2)
     assert ended.exit_code == 0, ended.output
-    assert f"worker 1 of 2 is done. Once all are: neuclip aggregate {work / 'out'} --data" in ended.output
+    then = f"neuclip aggregate {work / 'out'} --data {work / 'data'} --model {work / 'model'}"
+    assert f"worker 1 of 2 is done. Once all are: {then}" in ended.output
     assert "100% of the work" in ended.output
     assert neuclip("aggregate", work / "out", "--data", work / "data").exit_code == 2
     assert neuclip(*command, "--rank", 0, "--world-size", 2).exit_code == 0
-    ended = neuclip("aggregate", work / "out", "--data", work / "data")
-    assert ended.exit_code == 0
+    weights = sha256_file(work / "model" / WEIGHTS_FILE)
+    provenance = {"model": "tiny", "recipe": "none", "objective": "none", "weights_sha256": weights}
+    write_json(work / "model" / PROVENANCE_FILE, provenance)
+    ended = neuclip(*then.split()[1:])
+    assert ended.exit_code == 0, ended.output
     assert "average" in ended.output
+    assert "## Scores" in (work / "model/README.md").read_text()
     ended = neuclip(*command, "--rank", 2, "--world-size", 2)
     assert ended.exit_code == 2
     assert "--rank 2 is none of 2 workers" in ended.output
