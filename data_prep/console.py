@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import UserError
+from pipeline.commands import Commands
 
 if TYPE_CHECKING:
     from data_prep.corpus import Corpus
@@ -55,27 +55,14 @@ def fetch_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-class Commands(click.Group):
-    """A group whose commands end with `error: ...` and status 2 where the user can mend something.
+class DataPrep(Commands):
+    """The group of all commands."""
 
-    Help lists them in the order of a run, which is the order in which they are added.
-    """
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (UserError, OSError) as error:  # OSError: no space left, no permission; its text names the file
-            click.echo(f"error: {error}{_mended_by(error)}", err=True)
-            ctx.exit(2)
-
-
-def _mended_by(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ". Corpora are written into: make that folder yours, or name another folder (--root)."
-    return ""
+    def advice(self, error: OSError) -> str:
+        """Where a corpus cannot be written, what to do."""
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return ". Corpora are written into: make that folder yours, or name another folder (--root)."
+        return ""
 
 
 def find_corpus(name: str, root: Path) -> Corpus:

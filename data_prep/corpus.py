@@ -13,6 +13,7 @@ from pydantic import Field
 
 from pipeline.config.loader import parse, read_yaml
 from pipeline.config.schema import Section
+from pipeline.config.tree import differences
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, read_json
 from pipeline.storage import is_url
@@ -210,8 +211,7 @@ class Corpus:
         stored = self.folder / "corpus.yaml"
         if not stored.is_file():
             return []
-        before, after = read_definition(stored).model_dump(), self.definition.model_dump()
-        return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+        return differences(read_definition(stored).model_dump(), self.definition.model_dump())
 
     def save_definition(self) -> None:
         """Write `corpus.yaml`, the definition in force."""

@@ -29,8 +29,9 @@ from data_prep.selection import Selections, dropped_in_all
 from data_prep.shard import Sample, index_path, read_samples, write_shard
 from data_prep.workers import worker_pool
 from pipeline.config.loader import parse
+from pipeline.config.tree import differences
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_json, sha256_file, write_json
+from pipeline.files import fingerprint, read_json, remove_torn, sha256_file, write_json
 from pipeline.locks import exclusive
 from pipeline.storage import join, read_bytes
 
@@ -107,6 +108,8 @@ def derive(
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="data-prep-")))
         else:
             stack.enter_context(exclusive(corpus.lock("derive"), f"the corpus {target}"))
+            for folder in (target, target / "shards"):
+                remove_torn(folder)
             _freeze(corpus, request)
             scratch = target / "derive"
             if published := _published(corpus, request):
@@ -156,10 +159,9 @@ def _freeze(corpus: Corpus, request: Request) -> None:
     if not stored.is_file():
         write_json(stored, wanted)
     elif (before := read_json(stored)) != wanted:
-        changes = [f"  {key}: {before.get(key)} -> {wanted[key]}" for key in wanted if before.get(key) != wanted[key]]
         raise UserError(
-            f"{corpus.folder} was made differently (then -> now):\n"
-            + "\n".join(changes)
+            f"{corpus.folder} was made differently (then -> now):\n  "
+            + "\n  ".join(differences(before, wanted))
             + "\nGive the new corpus another name (--out), or remove that folder first."
         )
 

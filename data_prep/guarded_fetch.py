@@ -25,9 +25,9 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
-from data_prep.addresses import is_public
 from data_prep.connect import dial, tls_context
 from data_prep.corpus import Fetch, Images
+from data_prep.hosts import is_private
 from data_prep.optout import opted_out
 from data_prep.outcomes import classify, may_pass
 from data_prep.politeness import Hosts, retry_after
@@ -130,7 +130,7 @@ class GuardedFetch:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         proxy = self._proxies.get(parts.scheme)
         if proxy and not urllib.request.proxy_bypass(host):
-            if not private and _is_private_literal(host):
+            if not private and is_private(host):
                 raise OSError(f"{host} is not a public address")
             via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
             login = _login(via)
@@ -189,13 +189,6 @@ def _parsed(url: str) -> SplitResult:
 def _message(error: Exception) -> str:
     """http.client leaves out what went wrong: the text of BadStatusLine is what the server sent."""
     return f"{type(error).__name__}: {error}" if isinstance(error, HTTPException) or not str(error) else str(error)
-
-
-def _is_private_literal(host: str) -> bool:
-    try:
-        return not is_public(host)
-    except ValueError:
-        return False
 
 
 def _login(proxy: SplitResult) -> dict[str, str]:

@@ -1,18 +1,18 @@
-"""Is a URL fit to be asked for? Judged from its text alone; what its name resolves to is judged when it is fetched."""
+"""Is a URL fit to be asked for, and whose is it? By its text; where its name leads is judged when it is fetched."""
 
 from __future__ import annotations
 
 import re
 import socket
 import unicodedata
-from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import unquote, urlsplit
+
+from data_prep.addresses import is_public
 
 PRIVATE_DOMAINS = ("localhost", "localdomain", "local", "internal", "intranet", "lan", "home.arpa")
 _PRIVATE_NAMES = ("metadata", "instance-data")  # single labels that clouds answer with an instance's secrets
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DELIMITERS = re.compile(r"[/?#@:\\\s\[\]]")
-_NAT64 = IPv6Address("64:ff9b::")
 
 
 def url_problem(url: str, allow_private: bool = False) -> str | None:
@@ -43,23 +43,20 @@ def is_private(host: str) -> bool:
     name = _as_asked_for(host)
     if name in _PRIVATE_NAMES or any(name == domain or name.endswith(f".{domain}") for domain in PRIVATE_DOMAINS):
         return True
-    address: IPv4Address | IPv6Address
     try:
-        address = IPv6Address(name.partition("%")[0]) if ":" in name else IPv4Address(socket.inet_aton(name))
-    except (OSError, ValueError):
+        return not is_public(name if ":" in name else socket.inet_ntoa(socket.inet_aton(name)))
+    except (OSError, ValueError):  # a name
         return False
-    if isinstance(address, IPv6Address):
-        address = _embedded(address) or address
-    return not address.is_global or address.is_multicast
+
+
+def host_of(url: str) -> str | None:
+    """The host of a URL, in lower case; None where there is none."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _as_asked_for(host: str) -> str:
     """urllib decodes percent signs in a host, IDNA folds full-width digits and dots."""
     return unicodedata.normalize("NFKC", unquote(host)).replace("\u3002", ".").lower().rstrip(".")
-
-
-def _embedded(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that packets to an IPv6 address end at."""
-    if int(address) >> 32 == int(_NAT64) >> 32 or int(address) >> 32 == 0:
-        return IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)

@@ -24,6 +24,7 @@ from data_prep.outcomes import describe, tally
 from data_prep.progress import Report, silent
 from data_prep.screen import Screen
 from data_prep.spill import Spill
+from pipeline.config.tree import differences
 from pipeline.errors import UserError
 from pipeline.files import fingerprint, read_json, sha256_file, write_json
 from pipeline.locks import exclusive
@@ -222,24 +223,12 @@ def _intact(folder: Path, entry: dict[str, Any]) -> bool:
 
 def refuse_change(corpus: Corpus, frozen: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises UserError with the difference between the request of the plan in force and another one."""
-    before, after = _flat(frozen), _flat(wanted)
-    changes = [
-        f"  {key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
+    changes = differences(frozen, wanted)
     if changes:
         raise UserError(
-            f"{corpus.folder} was planned differently (planned -> asked for):\n"
-            + "\n".join(changes)
+            f"{corpus.folder} was planned differently (planned -> asked for):\n  "
+            + "\n  ".join(changes)
             + "\nA plan is never changed under its downloads. Ask for the same again; or plan into another "
             "folder (--root); or, to start over, remove plan.json, manifest.*, plan/, download/, verify/, outcomes/ "
             "and shards/ there."
         )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat

@@ -7,10 +7,10 @@ import socket
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 from data_prep.corpus import Corpus, Fetch
 from data_prep.downloaded import read_done
+from data_prep.hosts import host_of
 from data_prep.plan import Plan, read_item, read_plan
 from data_prep.speed import measure_speed
 from data_prep.watch import UNSTATED_YIELD
@@ -95,7 +95,7 @@ def _resolve(corpus: Corpus, plan: Plan, items: Sequence[int]) -> tuple[int, int
     if urllib.request.getproxies():
         return 0, 0  # it is the proxy that looks names up
     first = read_item(corpus, plan, items[0])["url"].slice(0, 50 * _SAMPLED_HOSTS).to_pylist()
-    hosts = list(dict.fromkeys(filter(None, map(_host, first))))[:_SAMPLED_HOSTS]
+    hosts = list(dict.fromkeys(filter(None, map(host_of, first))))[:_SAMPLED_HOSTS]
     if not hosts:
         return 0, 0
     with ThreadPoolExecutor(len(hosts)) as threads:
@@ -106,13 +106,6 @@ def _resolve(corpus: Corpus, plan: Plan, items: Sequence[int]) -> tuple[int, int
             "Check /etc/resolv.conf and the network; on a cluster, a proxy (https_proxy) may be the way out."
         )
     return len(hosts), sum(answer is None for answer in answers)
-
-
-def _host(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
 
 
 def _look_up(host: str) -> Exception | None:

@@ -17,7 +17,7 @@ from data_prep.progress import Report, silent
 from data_prep.rows import work_item
 from data_prep.verify import Verified, read_verified, shard_problem
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_json, remove_torn
 from pipeline.locks import exclusive
 
 
@@ -32,6 +32,7 @@ def publish(corpus: Corpus, report: Report = silent, *, dry_run: bool = False) -
     with ExitStack() as stack:
         if not dry_run:
             stack.enter_context(exclusive(corpus.lock("manifest"), f"the manifest of {corpus.folder}"))
+            remove_torn(corpus.folder, "manifest.*")
         records = _all_verified(corpus, plan)
         for number, record in enumerate(records, start=1):
             _check_accounting(corpus, plan, record)

@@ -73,10 +73,5 @@ def work_item(uid: str, tasks: int) -> int:
     return int(uid[16:], 16) % tasks
 
 
-def work_items(uids: np.ndarray, tasks: int) -> np.ndarray:
-    """`work_item` of each, uint64 [rows]."""
-    return uids[:, 1] % np.uint64(tasks)
-
-
 def _from_bytes(content: bytes) -> np.ndarray:
     return np.frombuffer(content, ">u8").reshape(-1, 2).astype(np.uint64)

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 import yaml
 
 from data_prep.corpus import CorpusDefinition
+from data_prep.hosts import host_of
 from data_prep.tables import MetadataFile, texts
 from pipeline.config.loader import parse, read_yaml
 from pipeline.errors import UserError
@@ -202,7 +202,7 @@ def _preview(files: Sequence[MetadataFile], table: pa.Table, url: str | None, ca
     if caption is None:
         raise UserError(f"no column holds captions (of {', '.join(table.column_names)}): name it with --caption")
     urls, captions = strings[url], strings[caption]
-    hosts = Counter(_host(value) for value in urls.drop_null().to_pylist())
+    hosts = Counter(host_of(value.strip()) or "none" for value in urls.drop_null().to_pylist())
     lengths = pc.utf8_length(captions.drop_null())
     quantiles = pc.quantile(lengths, list(_LENGTHS.values()), interpolation="nearest").to_pylist()
     pairs = pc.binary_join_element_wise(urls, captions, "\0", null_handling="replace")
@@ -286,13 +286,6 @@ def _shares(strings: dict[str, pa.Array], pattern: str) -> dict[str, float]:
 
 def _matches(values: pa.Array, pattern: str) -> pa.Array:
     return pc.fill_null(pc.match_substring_regex(values, pattern, ignore_case=True), False)
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url.strip()).hostname or "none"
-    except ValueError:
-        return "none"
 
 
 def _is_text(kind: pa.DataType) -> bool:

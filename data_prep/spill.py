@@ -35,6 +35,7 @@ class Key:
     tasks: int = 1
 
     def items(self, keys: np.ndarray) -> np.ndarray:
+        """The work item of each, uint64 [rows]: `rows.work_item` where keys are uids."""
         return keys[:, 1] % np.uint64(self.tasks)
 
     def order(self, keys: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from data_prep.prove import Outcome, Proof, Proven, prove
 from data_prep.shard import Sample, index_path, read_at, write_shard
 from data_prep.workers import worker_pool
 from pipeline.errors import UserError
-from pipeline.files import atomic_open, fingerprint, read_json, sha256_file, write_json
+from pipeline.files import atomic_open, fingerprint, read_json, remove_torn, sha256_file, write_json
 from pipeline.locks import exclusive
 
 OUTCOME_SCHEMA = pa.schema(
@@ -272,10 +272,10 @@ def _remove_leftovers(corpus: Corpus, item: int, proven: list[dict[str, Any]]) -
     kept = {corpus.folder / row["path"] for row in proven}
     kept |= {index_path(path) for path in kept}
     left = set((corpus.folder / "shards").glob(f"{item:05d}-*")) - kept
-    for folder in ("shards", "outcomes", "verify"):
-        left |= set((corpus.folder / folder).glob(f".{item:05d}*.tmp"))
     for path in left:
         path.unlink()
+    for folder in ("shards", "outcomes", "verify"):
+        remove_torn(corpus.folder / folder, f"{item:05d}*")
 
 
 def _write_shards(

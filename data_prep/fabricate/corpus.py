@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,10 @@ from data_prep.fabricate.render import render
 from data_prep.fabricate.scenes import Scene, training_scene
 from data_prep.fabricate.tasks import SMALLEST, scene_tasks
 from data_prep.fabricate.troubles import DUPLICATE, Trouble, duplicate_rows, troubled_rows
+from data_prep.progress import Report, silent
 from data_prep.serve import BEHAVIOURS_FILE, Behaviour
 from pipeline.errors import UserError
 from pipeline.files import write_json
-
-Progress = Callable[[int, int], None]
 
 
 class Row(NamedTuple):
@@ -61,7 +60,7 @@ def fabricate_scenes(
     evaluation_scenes: int,
     seed: int,
     base_url: str,
-    progress: Progress | None = None,
+    progress: Report = silent,
     processes: int | None = None,
 ) -> dict[str, Any]:
     """Draw a corpus of `scenes` good rows, with troubled and repeated ones on top, and its evaluation tasks.
@@ -131,14 +130,13 @@ def _draw_file(job: tuple[Path, Scene]) -> None:
 
 
 class _Reporter:
-    """Counts images as they are drawn, and tells whoever listens."""
+    """Counts images as they are drawn, and says so."""
 
-    def __init__(self, listener: Progress | None, total: int, done: int) -> None:
-        self._listener, self._total, self._done = listener, total, done
+    def __init__(self, progress: Report, total: int, done: int) -> None:
+        self._progress, self._total, self._done = progress, total, done
 
     def each(self, images: Iterator[Any]) -> Iterator[Any]:
         for image in images:
             self._done += 1
-            if self._listener:
-                self._listener(self._done, self._total)
+            self._progress(self._done, self._total)
             yield image

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from data_prep.fabricate.evaldata import EvalSample, EvalTask, write_tasks
 from data_prep.fabricate.listing import write_listing
+from data_prep.progress import Report, silent
 from pipeline.errors import UserError
 
 IMAGES_FILE = "emoji_images.parquet"
@@ -56,7 +57,7 @@ def fabricate_emoji(
     held_out_style: str,
     seed: int,
     base_url: str,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Report = silent,
 ) -> dict[str, Any]:
     """List the training images of `data`, to be served at `base_url`, and write the evaluation tasks.
 
@@ -78,8 +79,7 @@ def fabricate_emoji(
         for emoji in training
     ]
     write_listing(corpus_folder / "metadata" / "emoji.parquet", lines)
-    if progress:
-        progress(len(lines), len(lines))
+    progress(len(lines), len(lines))
     return {
         "source": str(data),
         "rows": len(lines),

@@ -6,13 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus
+from data_prep.hosts import host_of
 from data_prep.manifest import Manifest, read_manifest
 from data_prep.outcomes import OK
 from data_prep.progress import Report
@@ -158,16 +158,9 @@ def _outcomes(corpus: Corpus) -> tuple[dict[str, Counter[str]], dict[str, int], 
         except (OSError, pa.ArrowInvalid):
             continue  # being written again
         for url, outcome in zip(table["url"].to_pylist(), table["outcome"].to_pylist(), strict=True):
-            hosts[_host(url)][outcome] += 1
+            hosts[host_of(url) or "none"][outcome] += 1
             causes[outcome] += 1
     return hosts, dict(causes), len(chosen), len(files)
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or "none"
-    except ValueError:
-        return "none"
 
 
 def _top(hosts: dict[str, Counter[str]]) -> list[HostFacts]:

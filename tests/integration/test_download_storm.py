@@ -120,17 +120,16 @@ def kill_once(
     root: Path,
     commands: tuple[tuple[str, ...], ...],
     victim: int,
-    life_seconds: float,
+    seconds: float,
     hit: Counter[str],
 ) -> None:
-    """Run the commands in order; number `victim`, which lives so long when it is let be, is killed on its way."""
-    share = draw.random()
+    """Run the commands in order; number `victim` is killed after so long, or before it ends."""
     chain(root, commands[:victim])
     while True:
-        share *= 0.8  # of its longest life: it may have less to do than that, and end before
+        seconds *= 0.8  # it may have less left to do than that
         with start(root, *commands[victim]) as process:
             try:
-                process.wait(share * life_seconds)
+                process.wait(seconds)
             except subprocess.TimeoutExpired:
                 if draw.random() < 0.5:
                     os.killpg(process.pid, signal.SIGKILL)
@@ -178,9 +177,11 @@ def test_kills_change_nothing(web: Web, tmp_path: Path) -> None:
     for mended, commands in ((False, FIRST), (True, SECOND)):
         web.mended = mended
         lives = chain(whole, commands)  # on this machine, now: a fixed guess would kill nothing on a faster one
-        # Command by command, so that there is something left to do for each when it is killed.
-        for victim in sorted(number % len(commands) for number in range(KILLS // 2)):
-            kill_once(draw, killed, commands, victim, lives[victim], hit)
+        # Command by command, and of each the early kills first, so that there is something left to do for the others.
+        victims = sorted(number % len(commands) for number in range(KILLS // 2))
+        for number, victim in enumerate(victims):
+            share = (number - victims.index(victim) + draw.random()) / victims.count(victim)
+            kill_once(draw, killed, commands, victim, share * lives[victim], hit)
             assert_whole(killed)
             midway += Counter({commands[victim][0]: 1}) & left_to_do(killed)
         chain(killed, commands)

@@ -64,8 +64,9 @@ def test_a_run_that_somebody_stopped_does_not_start(tmp_path: Path) -> None:
 
 def test_a_foreign_plan(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"corpus": "birds"}')
-    assert "is no run directory" in said("demo", "--workdir", tmp_path)
-    assert "is no run directory" in said("status", tmp_path)
+    told = f"{tmp_path / 'plan.json'}: recipe is missing. A plan is frozen: put back what was there, or"
+    assert told in said("demo", "--workdir", tmp_path)
+    assert told in said("status", tmp_path)
 
 
 def test_a_recipe_that_needs_a_folder(tmp_path: Path) -> None:

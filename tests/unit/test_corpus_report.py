@@ -7,7 +7,6 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from corpus_report_support import OUTCOMES, fabricate_corpus
 from PIL import Image
 
 from data_prep.cli import main
@@ -17,6 +16,7 @@ from data_prep.report import build_report
 from data_prep.report.facts import HostFacts, read_facts
 from data_prep.report.scripts import script
 from pipeline.errors import UserError
+from tests.corpus_report_support import OUTCOMES, fabricate_corpus
 
 
 def test_the_facts_are_those_of_the_records(tmp_path):

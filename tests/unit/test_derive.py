@@ -156,9 +156,13 @@ def test_killed_anywhere_the_same_command_ends_at_the_same_manifest(noise_corpus
             assert read_manifest(tmp_path / "new").fingerprint == wanted
             break
     assert interrupted
+    for torn in ("shards/.00000-000.tar.0123abcd.tmp", ".manifest.json.0123abcd.tmp"):
+        (tmp_path / "new/shards").mkdir(exist_ok=True)
+        (tmp_path / "new" / torn).touch()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     manifest = read_manifest(tmp_path / "new")
     assert manifest.fingerprint == wanted
+    assert not list((tmp_path / "new").rglob("*.tmp"))
     for number in range(len(manifest.samples)):
         file = manifest.shard(number)
         assert hashlib.sha256(Path(file.path).read_bytes()).hexdigest() == file.sha256
@@ -180,7 +184,7 @@ def test_another_request_into_the_same_corpus_is_refused(noise_corpus, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "new").rglob("*.tar")}
     summary, new = derive([str(noise_corpus)], tmp_path / "new", samples_per_shard=50)
     assert not new
-    with pytest.raises(UserError, match="where: None -> n < 3"):
+    with pytest.raises(UserError, match="where: None -> 'n < 3'"):
         derive([str(noise_corpus)], tmp_path / "new", where="n < 3", samples_per_shard=50)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "new").rglob("*.tar")} == before
     os.unlink(tmp_path / "new" / "shards" / "00001-000.tar")

@@ -12,28 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 
 import data_prep.download
-from data_prep.corpus import Corpus, CorpusDefinition
 from data_prep.downloaded import shard_files
-from data_prep.plan import make_plan
 from data_prep.speed import Speed
 from pipeline.errors import UserError
 from pipeline.locks import exclusive
-
-
-def planned(folder: Path, rows: int, samples_per_shard: int) -> Corpus:
-    (folder / "metadata").mkdir(parents=True)
-    table = {"url": [f"http://h/{i}" for i in range(rows)], "caption": [f"caption {i}" for i in range(rows)]}
-    pq.write_table(pa.table(table), folder / "metadata/0.parquet")
-    corpus = Corpus(folder, CorpusDefinition(name="toy", title="Toy", licence="CC0-1.0"))
-    make_plan(corpus, tasks=1, samples_per_shard=samples_per_shard)
-    return corpus
+from tests.unit.downloads_support import planned
 
 
 @pytest.mark.parametrize("failure", [UserError, KeyboardInterrupt])
 def test_the_lock_is_held_until_the_last_shard_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
 ) -> None:
-    corpus = planned(tmp_path, 6, 2)  # three shards, two at a time: one fails, one runs, one waits
+    corpus = planned(tmp_path, 6, samples_per_shard=2)[0]  # three shards, two at a time: one fails, one runs, one waits
     running = threading.Event()
     ran: list[int] = []
     locked: list[bool] = []
@@ -66,7 +56,7 @@ def test_the_lock_is_held_until_the_last_shard_has_ended(
 def test_an_item_is_judged_by_its_first_thousand_rows_in_however_small_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus = planned(tmp_path, 3000, 100)
+    corpus = planned(tmp_path, 3000, samples_per_shard=100)[0]
     ran: list[int] = []
 
     def shard(job: data_prep.download.Shard) -> dict[str, int]:

@@ -17,7 +17,7 @@ from chain_support import fake_run
 from pipeline.errors import UserError
 from pipeline.launch.image_server import image_server
 from pipeline.launch.paths import RunPaths
-from pipeline.launch.plan import free_port
+from pipeline.launch.ports import free_port
 from pipeline.locks import is_held
 from tests.conftest import image_bytes
 

@@ -170,7 +170,7 @@ def test_a_changed_plan_is_refused_with_the_difference(tmp_path: Path, change: s
         "samples_per_shard": "samples_per_shard: 10 -> 11",
         "rows": "inputs.metadata/1.parquet: absent -> ",
         "image_size": "settings.images.image_size: 512 -> 64",
-        "columns": "settings.columns.caption: caption -> alt",
+        "columns": "settings.columns.caption: 'caption' -> 'alt'",
     }
     if change in wanted:
         wanted[change] += 1
@@ -201,17 +201,17 @@ def test_a_new_licence_is_stored_and_changes_nothing_else(tmp_path: Path) -> Non
     frozen = (root / "toy/plan.json").read_bytes()
     given.write_text(text.format("CC-BY-4.0"))
     dry = CliRunner().invoke(main, [*plan, "--dry-run"])
-    assert "corpus.yaml would change:\n  licence: CC0-1.0 -> CC-BY-4.0" in dry.output
+    assert "corpus.yaml would change:\n  licence: 'CC0-1.0' -> 'CC-BY-4.0'" in dry.output
     assert open_corpus("toy", root).definition.licence == "CC0-1.0"
     result = CliRunner().invoke(main, plan)
-    assert "licence: CC0-1.0 -> CC-BY-4.0" in result.output
+    assert "licence: 'CC0-1.0' -> 'CC-BY-4.0'" in result.output
     assert open_corpus("toy", root).definition.licence == "CC-BY-4.0"
     assert (root / "toy/plan.json").read_bytes() == frozen
     assert "corpus.yaml" not in CliRunner().invoke(main, plan).output
     given.write_text(text.format("MIT") + "columns: {caption: url}\n")  # this one decides what is planned
     refused = CliRunner().invoke(main, plan)
     assert refused.exit_code == 2
-    assert "settings.columns.caption: caption -> url" in refused.output
+    assert "settings.columns.caption: 'caption' -> 'url'" in refused.output
     assert open_corpus("toy", root).definition.licence == "CC-BY-4.0"
 
 

@@ -1,6 +1,6 @@
 """Retries: which rows are asked for again, that none is twice, and that a kill anywhere changes nothing.
 
-What a retry brings is written by hand, as in test_verify.
+What a retry brings is written by hand.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from data_prep.retry import retry
 from data_prep.verify import verify
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
-from tests.unit.test_verify import ROWS, Entry, downloaded, encoded, entries, outcomes, planned, write_shard_files
+from tests.unit.downloads_support import ROWS, Entry, downloaded, encoded, entries, outcomes, planned, write_shard_files
 
 FAILED = {2: "HTTP Error 503: busy", 5: "timed out", 9: "HTTP Error 404: Not Found", 13: "timed out", 17: "timed out"}
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from data_prep.corpus import Columns, Corpus, CorpusDefinition
 from data_prep.hosts import is_private, url_problem
-from data_prep.rows import to_hex, work_item, work_items
+from data_prep.rows import to_hex, work_item
 from data_prep.screen import REASONS, UID, Screen
+from data_prep.spill import Key
 from data_prep.uid_list import UidList
 from pipeline.errors import UserError
 
@@ -246,4 +247,4 @@ def test_other_lists_are_refused(tmp_path: Path, content: np.ndarray | None, mes
 def test_work_items_of_many_are_those_of_each(uids: list[int], tasks: int) -> None:
     pairs = np.array([(uid >> 64, uid & 2**64 - 1) for uid in uids], np.uint64)
     assert to_hex(pairs).to_pylist() == [f"{uid:032x}" for uid in uids]
-    assert work_items(pairs, tasks).tolist() == [work_item(f"{uid:032x}", tasks) for uid in uids]
+    assert Key("", lambda rows: pairs, tasks).items(pairs).tolist() == [work_item(f"{uid:032x}", tasks) for uid in uids]

@@ -113,9 +113,9 @@ def test_a_definition_that_was_edited_after_the_plan_is_noticed(tmp_path):
     again = call(tmp_path, "plan", "mine")
     assert "already planned" in again.stdout
     assert f"in force is {tmp_path / 'mine/corpus.yaml'}, not {tmp_path / 'mine.yaml'}, which says" in again.stderr
-    assert "'caption': 'alt'" in again.stderr
+    assert "columns.caption: 'text' -> 'alt'" in again.stderr
     refused = call(tmp_path, "plan", tmp_path / "mine.yaml", "--allow-private")
-    assert "columns.caption: text -> alt" in refused.stderr
+    assert "settings.columns.caption: 'text' -> 'alt'" in refused.stderr
 
 
 def test_several_files_of_one_kind_make_one_corpus(tmp_path):
