@@ -36,8 +36,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.collectives import all_gather, all_reduce, count_bytes
+from pipeline.config.objectives import LogNormalizerConfig
 from pipeline.distributed import init, rank, shutdown, world_size
-from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, PrototypeNetwork
+from pipeline.models.log_normalizer import Anchors, PrototypeNetwork
 from pipeline.objectives import Features, build_objective
 from pipeline.objectives.base import Objective
 

@@ -33,8 +33,9 @@ from lab.data import Corpus, sample
 from lab.measures import encode_all
 from lab.study import RESULTS, machine
 from lab.training import EMBED_DIM, Trial, build, train_steps
+from pipeline.config.objectives import LogNormalizerConfig
 from pipeline.files import write_json
-from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, build_log_normalizer
+from pipeline.models.log_normalizer import Anchors, build_log_normalizer
 from pipeline.objectives import Features
 from pipeline.objectives.global_batch import anchor_statistics, gather
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,14 +17,13 @@ from pipeline.engine.engine import StepOutput
 from pipeline.objectives import Features
 from pipeline.objectives.geometry import geometry
 from pipeline.objectives.normalizer_error import normalizer_error
-from pipeline.tracking.metrics import Reduction
 
 if TYPE_CHECKING:
     from pipeline.trainer import Trainer
 
 
-class Callback(Protocol):
-    """Called on every rank, in the order of the trainer's list."""
+class Callback:
+    """Called on every rank, in the order of the trainer's list. By default it does nothing."""
 
     def before_step(self, trainer: Trainer) -> None:
         """The next batch is here; the weights are those that it will meet."""
@@ -33,7 +32,12 @@ class Callback(Protocol):
         """The weights are updated and `trainer.progress` counts this step."""
 
 
-class NormalizerError:
+def is_due(every_steps: int, trainer: Trainer) -> bool:
+    """Whether so many steps are done again with this one, or all of the run's."""
+    return trainer.progress.step % every_steps == 0 or trainer.progress.step == trainer.total_steps
+
+
+class NormalizerError(Callback):
     """The log-normalizer error of the step's own estimates, exact over a fixed reference subset (docs/method.md).
 
     The subset is encoded before the step, with the encoders that the estimates were made for; ranks share the work.
@@ -71,43 +75,33 @@ class NormalizerError:
         output.metrics["npn/log_normalizer_mse_se"] = error.standard_error
 
 
-class Geometry:
+class Geometry(Callback):
     """Alignment, uniformity and accuracy of the step's features, on the steps that are logged."""
 
     def __init__(self, every_steps: int) -> None:
         self._every = every_steps
 
-    def before_step(self, trainer: Trainer) -> None:
-        pass
-
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
-        step = trainer.progress.step
-        if step % self._every == 0 or step == trainer.total_steps:
+        if is_due(self._every, trainer):
             output.metrics.update(geometry(output.features))
 
 
-class Consumption:
+class Consumption(Callback):
     """What the loader gave: samples of each corpus so far where there are several, and captions that were empty."""
 
-    def before_step(self, trainer: Trainer) -> None:
-        pass
-
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
-        trainer.metrics.record("data/empty_captions", float(batch.empty_captions), "sum")
+        trainer.metrics.record("data/empty_captions", float(batch.empty_captions))
         drawn = trainer.corpus.drawn(trainer.progress.samples_seen)
         if len(drawn) > 1:
             for name, count in drawn.items():
-                trainer.metrics.record(f"data/samples/{name}", float(count), "last")
+                trainer.metrics.record(f"data/samples/{name}", float(count))
 
 
-class ParameterNorms:
+class ParameterNorms(Callback):
     """The norm of each parameter group, every so many steps: equal norms show a group that does not train."""
 
     def __init__(self, every_steps: int) -> None:
         self._every = every_steps
-
-    def before_step(self, trainer: Trainer) -> None:
-        pass
 
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
         if trainer.progress.step % self._every == 0:
@@ -115,7 +109,7 @@ class ParameterNorms:
                 output.metrics[f"train/parameter_norm_{group}"] = norm
 
 
-class Logging:
+class Logging(Callback):
     """Reduces the metrics every so many steps and hands them to the tracker; what that costs a step is one of them."""
 
     def __init__(self, every_steps: int, first_step: int) -> None:
@@ -124,20 +118,15 @@ class Logging:
         self._last_time = time.perf_counter()
         self._own_seconds = 0.0
 
-    def before_step(self, trainer: Trainer) -> None:
-        pass
-
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
         began = time.perf_counter()
-        trainer.metrics.record_all(output.metrics, _reduction)
-        step = trainer.progress.step
-        due = step % self._every == 0 or step == trainer.total_steps
+        trainer.metrics.record_all(output.metrics)
         self._own_seconds += time.perf_counter() - began
-        if due:
+        if is_due(self._every, trainer):
             if trainer.world.device.type == "cuda":
                 torch.cuda.synchronize()
             began = time.perf_counter()
-            self._log(trainer, step, began)
+            self._log(trainer, trainer.progress.step, began)
             self._own_seconds = time.perf_counter() - began  # told with the next point
 
     def _log(self, trainer: Trainer, step: int, now: float) -> None:
@@ -159,13 +148,7 @@ class Logging:
         trainer.tracker.log(metrics, step, trainer.progress.samples_seen)
 
 
-def _reduction(name: str) -> Reduction:
-    if name == "train/skipped_steps":
-        return "sum"
-    return "last" if name.startswith("train/lr") else "mean"
-
-
-class Saving:
+class Saving(Callback):
     """A checkpoint whenever `every` has gone by, or so many minutes, at the end, and where one is to be evaluated.
 
     The clock is rank 0's, so that all ranks save together; it and the save in the background are looked at every
@@ -177,9 +160,6 @@ class Saving:
         self._every_seconds = 60 * config.every_minutes if config.every_minutes else math.inf
         self._look_every_steps = look_every_steps
         self._last = time.monotonic()
-
-    def before_step(self, trainer: Trainer) -> None:
-        pass
 
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
         step = trainer.progress.step

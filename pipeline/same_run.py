@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.diff import differences
 from pipeline.config.loader import parse
 from pipeline.config.schema import ORDER_SETTINGS, RunConfig
+from pipeline.config.tree import differences
 from pipeline.errors import UserError
 
 TRAIN_SETTINGS = ("global_batch_size", "samples", "epochs", "steps", "precision", "ema_decay")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import collectives
 from pipeline.callbacks import Callback, Consumption, Geometry, Logging, NormalizerError, ParameterNorms, Saving
 from pipeline.config.schema import RunConfig
 from pipeline.data.consumed import ConsumedDigest
@@ -25,13 +26,11 @@ from pipeline.engine.resume_evidence import refuse_changed, refuse_non_finite, r
 from pipeline.engine.retention import Retention
 from pipeline.errors import UserError
 from pipeline.evaluation.during_training import Evaluations
-from pipeline.health import DecodeFailures, Health, Heartbeat, RankTimes, hosts
+from pipeline.health import DecodeFailures, Health, Heartbeat, RankTimes
 from pipeline.models.two_tower import build_tokenizer, image_size, open_clip_config
 from pipeline.preemption import StopRequest, deaf_children
 from pipeline.same_run import refuse_other_run
-from pipeline.time_spent import total_time
 from pipeline.tracking.base import Tracker
-from pipeline.tracking.jsonl import read_points
 from pipeline.tracking.metrics import MetricBuffer
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class Trainer:
         self.config, self.folder, self.world = config, folder, world
         self.heartbeat = heartbeat or Heartbeat()
         self.corpus = Corpus(config.loader, config.seed, image_size(model_config), tokenizer)
-        local_batch_size(config, world.size)
+        local_batch_size(config, world.size)  # refuses ranks that do not divide the batch, before the towers are made
         self.total_steps = total_steps(config, len(self.corpus))
         self.engine = TrainEngine(config, world, len(self.corpus), self.total_steps)
         self.metrics = MetricBuffer()
@@ -72,7 +71,7 @@ class Trainer:
         self.consumed = ConsumedDigest(self.progress.order_digest)
         self.waited_seconds = 0.0  # for data, in this life
         engine = self.engine
-        self.hosts = hosts()
+        self.hosts = collectives.all_gather_object(socket.gethostname())  # by rank
         self.health = Health(
             config, engine.parameter_groups, engine.schedule.warmup_steps, engine.objective.rho, self.hosts
         )
@@ -197,9 +196,6 @@ class Trainer:
 
     def _refuse_changed(self, state: dict[str, Any]) -> None:
         where = f"{self.folder / 'checkpoints'} at step {state['step']}"
-        if "evidence" not in state:
-            log.warning("%s is from before checkpoints told of the optimizer: what was loaded is not checked", where)
-            return
         seen = state["step"] * self.config.train.global_batch_size
         resumed = {**resume_evidence(self.engine), "samples seen": seen}
         refuse_changed({**state["evidence"], "samples seen": state["samples_seen"]}, resumed, where)
@@ -218,36 +214,3 @@ def total_steps(config: RunConfig, samples_per_epoch: int) -> int:
             "train for longer"
         )
     return steps
-
-
-def summarise(trainer: Trainer) -> dict[str, Any]:
-    """What RUN/train/summary.json says, from the metrics that this run logged in all of its lives."""
-    series: dict[str, list[float]] = {}
-    points = read_points(trainer.folder / METRICS)
-    for point in points:
-        for name, value in point.metrics.items():
-            series.setdefault(name, []).append(value)
-
-    def last(name: str) -> float | None:
-        return series[name][-1] if name in series else None
-
-    def median(name: str) -> float | None:
-        return statistics.median(series[name]) if name in series else None
-
-    return {
-        "steps": trainer.progress.step,
-        "samples_seen": trainer.progress.samples_seen,
-        "epochs": trainer.progress.samples_seen / len(trainer.corpus),
-        "final_loss": last("train/loss"),
-        "tau": last("train/tau"),
-        "log_normalizer_mse": last("npn/log_normalizer_mse"),
-        "log_normalizer_mse_se": last("npn/log_normalizer_mse_se"),
-        "samples_per_second": median("train/samples_per_second"),
-        "npn_share": median("npn/share"),
-        "data_wait_share": median("data/wait_share"),
-        **total_time(points)._asdict(),
-        "order_digest": trainer.progress.order_digest,
-        "manifest_fingerprint": trainer.corpus.fingerprint,
-        "objective": trainer.config.objective,
-        "world_size": trainer.world.size,
-    }

@@ -19,10 +19,11 @@ from pipeline.files import atomic_open, write_json
 from pipeline.health.watchdog import Watchdog
 from pipeline.locks import exclusive
 from pipeline.stopping import EXIT_STOPPED, STOP_FILE
-from pipeline.tracking import training_tracker
 from pipeline.tracking.base import NullTracker, Status, Tracker
 from pipeline.tracking.system import watched
-from pipeline.trainer import METRICS, Trainer, summarise
+from pipeline.tracking.training import training_tracker
+from pipeline.trainer import METRICS, Trainer
+from pipeline.training_summary import summarise
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def train(config: RunConfig, run_dir: Path) -> int:
 
     0: finished, RUN/train/summary.json says how. 75: stopped on request, the same command goes on.
     Raises UserError when the run cannot start, or stops because it is not healthy; PeerLost when other ranks are gone.
-    A rank that hangs ends the process with EXIT_AGAIN, 76.
+    A rank that hangs ends the process with EXIT_LOST, 76.
     """
     stop_file = run_dir / STOP_FILE
     if stop_file.exists():

@@ -103,7 +103,7 @@ class Checkpointer:
         if not problems:
             published = collectives.broadcast_object(save.problem)  # rank 0 has done that meanwhile
             problems = [] if published is None else [published]
-        self._metrics.record("checkpoint/seconds", save.seconds, "sum")
+        self._metrics.record("checkpoint/seconds", save.seconds)
         if problems:
             self._fail(save.tag, "; ".join(problems))
         else:
@@ -115,7 +115,7 @@ class Checkpointer:
             discard(self._folder, tag)
         self._newest = None
         self._problem = f"checkpoint {self._folder / tag} could not be written: {problem}"
-        self._metrics.record("checkpoint/failures", 1.0, "sum")
+        self._metrics.record("checkpoint/failures", 1.0)
         if self._config.on_failure == "stop":
             raise UserError(
                 f"{self._problem}\nThe checkpoints before it are whole. Mend the disk and run the same command again, "
@@ -150,4 +150,4 @@ class Checkpointer:
         try:
             yield
         finally:
-            self._metrics.record("checkpoint/blocked_seconds", time.perf_counter() - started, "sum")
+            self._metrics.record("checkpoint/blocked_seconds", time.perf_counter() - started)

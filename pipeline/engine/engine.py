@@ -35,7 +35,8 @@ class StepOutput:
     """What a step leaves to look at, detached.
 
     features: of the local batch, (B, D) each, before the update. tau: (1,). output: the objective's.
-    metrics: floats or 0-dim tensors, equal on every rank; callbacks that measure add theirs.
+    metrics: floats or 0-dim tensors, equal on every rank, written to by no later step; callbacks that measure add
+        theirs.
     """
 
     features: Features

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline import run_files
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, fsync_folder, read_json, sha256_file, write_json
 
@@ -102,10 +103,12 @@ def is_complete(tag_folder: Path) -> bool:
 def find_damage(tag_folder: Path) -> str | None:
     """What contradicts the tag's COMPLETE, in words; None when it is whole."""
     try:
-        files = read_json(tag_folder / COMPLETE)["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{COMPLETE} is unreadable ({error})"
-    for name, expected in files.items():
+        complete = run_files.COMPLETE.read(tag_folder / COMPLETE)
+    except UserError as error:
+        return str(error)
+    if complete is None:
+        return f"{COMPLETE} is gone"
+    for name, expected in complete["files"].items():
         path = tag_folder / name
         if not path.is_file():
             return f"{name} is missing"

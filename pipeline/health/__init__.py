@@ -3,6 +3,6 @@
 from pipeline.health.decode_failures import DecodeFailures
 from pipeline.health.heartbeat import Heartbeat
 from pipeline.health.monitor import Health
-from pipeline.health.straggler import RankTimes, hosts
+from pipeline.health.straggler import RankTimes
 
-__all__ = ["DecodeFailures", "Health", "Heartbeat", "RankTimes", "hosts"]
+__all__ = ["DecodeFailures", "Health", "Heartbeat", "RankTimes"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline import collectives
+from pipeline.callbacks import Callback, is_due
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Batch
 from pipeline.engine.engine import StepOutput
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.trainer import Trainer
 
 
-class DecodeFailures:
+class DecodeFailures(Callback):
     """Counts them over all ranks on the steps that are logged; too many stop the run (`loader.max_failure_rate`)."""
 
     def __init__(self, config: RunConfig, first_step: int) -> None:
@@ -27,19 +28,15 @@ class DecodeFailures:
         self._here: Counter[str] = Counter()  # of this rank, by cause
         self._total = 0
 
-    def before_step(self, trainer: Trainer) -> None:
-        pass
-
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
         self._here.update(batch.failures)
-        step = trainer.progress.step
-        if step % self._every and step != trainer.total_steps:
+        if not is_due(self._every, trainer):
             return
         here = torch.tensor([self._here.total()], device=trainer.world.device)
         total = int(collectives.all_reduce(here, "sum"))
         output.metrics["data/failures"] = float(total - self._total)
         self._total = total
-        samples = (step - self._first_step) * self._batch_size
+        samples = (trainer.progress.step - self._first_step) * self._batch_size
         if total > max(1.0, self._rate * max(samples, 1000)):
             causes: Counter[str] = sum(collectives.all_gather_object(self._here), Counter())
             raise UserError(

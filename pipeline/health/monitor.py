@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import collectives, distributed
+from pipeline.callbacks import Callback, is_due
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Batch
 from pipeline.engine.engine import StepOutput
@@ -35,8 +36,8 @@ log = logging.getLogger(__name__)
 FINITE = ("train/loss", "train/grad_norm", "train/tau", "train/skipped_steps")
 
 
-class Health:
-    """A callback, after those that measure and before those that log and save.
+class Health(Callback):
+    """Comes after those that measure and before those that log and save.
 
     Metrics travel to the host while the next step runs and are judged after it, so that no step waits for them; at
     once where the step is logged, which waits anyway, and whenever `settle` is called, as before a save.
@@ -84,15 +85,11 @@ class Health:
             for check in remembering:
                 check.update(metrics)
 
-    def before_step(self, trainer: Trainer) -> None:
-        pass
-
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
         self.settle(trainer)
-        step = trainer.progress.step
         read = {name: value for name, value in output.metrics.items() if name in self._reads}
-        self._pending = (step, Transfer(read))
-        if step % self._every == 0 or step == trainer.total_steps:
+        self._pending = (trainer.progress.step, Transfer(read))
+        if is_due(self._every, trainer):
             self.settle(trainer)
 
     def settle(self, trainer: Trainer) -> None:
@@ -103,7 +100,7 @@ class Health:
         metrics = transfer.values()
         self._refuse_non_finite(step, metrics)
         complaints = self._examine(step, metrics, trainer.world.rank == 0)
-        trainer.metrics.record("health/warnings", float(complaints), "sum")
+        trainer.metrics.record("health/warnings", float(complaints))
 
     def _examine(self, step: int, metrics: Mapping[str, float], speak: bool) -> int:
         """The number of complaints, each said once. Raises UserError for one that `health.stop_on` names."""

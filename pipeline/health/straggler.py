@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline import collectives
+from pipeline.callbacks import Callback, is_due
 from pipeline.config.schema import HealthConfig
 from pipeline.data.loader import Batch
 from pipeline.engine.engine import StepOutput
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NOTICEABLE = 0.05  # of a step: what others wait less than is no matter
 
 
-class RankTimes:
+class RankTimes(Callback):
     """Each rank's own seconds per step, on the steps that are logged: waiting for its data and encoding its samples.
 
     What ranks do together (losses, gradients, ZeRO's updates) takes as long on all of them and says nothing. Under
@@ -33,14 +33,10 @@ class RankTimes:
         self._every, self._last_step = every_steps, first_step
         self._last_time, self._last_wait = time.perf_counter(), 0.0
 
-    def before_step(self, trainer: Trainer) -> None:
-        pass
-
     def after_step(self, trainer: Trainer, batch: Batch, output: StepOutput) -> None:
-        step = trainer.progress.step
-        if step % self._every and step != trainer.total_steps:
+        if not is_due(self._every, trainer):
             return
-        now, waited = time.perf_counter(), trainer.waited_seconds
+        step, now, waited = trainer.progress.step, time.perf_counter(), trainer.waited_seconds
         own = waited - self._last_wait + trainer.engine.encode_time.take()
         steps, seconds = step - self._last_step, now - self._last_time
         self._last_step, self._last_time, self._last_wait = step, now, waited
@@ -87,8 +83,3 @@ class Straggler(Check):
             "Look at that node's disk, network, clock rate and neighbours; raise loader.workers if data/wait_share is "
             "high"
         )
-
-
-def hosts() -> list[str]:
-    """The name of each rank's machine; collective."""
-    return collectives.all_gather_object(socket.gethostname())

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pipeline.health.heartbeat import Heartbeat
+from pipeline.stopping import EXIT_LOST
 
-EXIT_AGAIN = 76  # a rank hung or was lost: the same command goes on from the newest checkpoint
 NAMED = 8  # ranks in a message
 
 
@@ -18,7 +18,7 @@ class Suspects(NamedTuple):
     """
 
     words: str
-    exit_status: int = EXIT_AGAIN
+    exit_status: int = EXIT_LOST
     certain: bool = False
 
 
@@ -29,7 +29,7 @@ def find_suspects(before: Mapping[int, Heartbeat], after: Mapping[int, Heartbeat
     an earlier place than others, ranks that lost others.
     """
     failed = [beat for beat in after.values() if beat.failed]
-    causes = [beat for beat in failed if beat.exit_status != EXIT_AGAIN]
+    causes = [beat for beat in failed if beat.exit_status != EXIT_LOST]
     if causes:
         words = _listed([f"{beat}, ended with: {beat.failed}" for beat in causes])
         return Suspects(f"{words}. See its log", causes[0].exit_status, certain=True)

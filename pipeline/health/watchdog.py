@@ -26,7 +26,8 @@ from pipeline.errors import UserError
 from pipeline.health.broken import connection_is_lost, worker_died
 from pipeline.health.heartbeat import Heartbeat, read_heartbeats
 from pipeline.health.last_resort import clear_deadline, set_deadline
-from pipeline.health.suspects import EXIT_AGAIN, Suspects, find_suspects
+from pipeline.health.suspects import Suspects, find_suspects
+from pipeline.stopping import EXIT_LOST
 
 log = logging.getLogger(__name__)
 LONGEST_PERIOD_SECONDS = 3.0  # between two beats; torchrun leaves 30 s for last words
@@ -47,7 +48,7 @@ class Watchdog:
     """Watches this rank as long as its `with` block lasts; `heartbeat` is to be told what the rank does.
 
     A hang, `health.hang_seconds` without a move, is a warning, or where `health.stop_on` has `hang` the end of the
-    process, with EXIT_AGAIN.
+    process, with EXIT_LOST.
     """
 
     def __init__(self, config: HealthConfig, folder: Path, world: World) -> None:
@@ -63,6 +64,9 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         for path in (self._heartbeats, self._stacks):
             path.mkdir(parents=True, exist_ok=True)
+        for beat in self._heartbeats.glob("*.json"):  # of ranks that an earlier life had: they say why that one failed
+            if int(beat.stem) >= self._size:
+                beat.unlink(missing_ok=True)
         self._answered = self._requested()
         self._file = open(self._stacks / f"{self.heartbeat.rank:05d}.txt", "a")
         self._tick()
@@ -121,9 +125,9 @@ class Watchdog:
         if self.heartbeat.rank == min(hung, default=self.heartbeat.rank):
             self._say(suspects)
         if self._stops:
-            self.heartbeat.failed, self.heartbeat.exit_status = "a hang", EXIT_AGAIN
+            self.heartbeat.failed, self.heartbeat.exit_status = "a hang", EXIT_LOST
             self._beat()
-            os._exit(EXIT_AGAIN)
+            os._exit(EXIT_LOST)
 
     def _say(self, suspects: Suspects) -> None:
         complaint = (

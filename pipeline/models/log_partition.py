@@ -17,15 +17,14 @@ P + 1 floats.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.collectives import all_reduce
-from pipeline.config.schema import Section
+from pipeline.config.objectives import FitObjective, LogPartitionConfig
 from pipeline.distributed import world_size
 from pipeline.errors import UserError
 from pipeline.models.residual_mlp import ResidualMLP
@@ -33,23 +32,6 @@ from pipeline.models.residual_mlp import ResidualMLP
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8  # torch.optim.Adam's
 VECTORS = ("weights", "ema", "previous", "momentum", "squares")
 COUNTERS = ("updates", "steps", "samples_seen", "epoch")
-
-FitObjective = Literal["l2_log", "kl", "symmetric_kl", "js"]
-
-
-class LogPartitionConfig(Section):
-    """The network and its fit, as published for CC12M."""
-
-    fit: FitObjective = "l2_log"
-    l2_weight: float = Field(0.1, ge=0)  # of the l2-log term beside a divergence, whose gradient can vanish
-    inner_steps: int = Field(3, ge=1)  # at most, per training step
-    tolerance: float = Field(5e-3, ge=0)  # change of the fit's loss below which the inner steps end
-    lr: float = Field(1e-3, gt=0)  # of Adam
-    z_beta_max: float = Field(0.8, ge=0, lt=1)  # share of the previous epoch's network in the target, at most
-    z_beta_epochs: int = Field(16, ge=1)  # in which it gets there from 0, along a cosine
-    ema: float = Field(0.92, ge=0, lt=1)  # share of the old in an update of the EMA copy
-    ema_every: int = Field(2, ge=1)  # steps
-    reinit_every: int | None = Field(1, ge=1)  # epochs; null: never
 
 
 class LogPartitionNetwork(nn.Module):

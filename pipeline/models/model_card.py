@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import atomic_open, read_json
+from pipeline.errors import UserError
+from pipeline.files import atomic_open
+from pipeline.run_files import PROVENANCE
 
 log = logging.getLogger(__name__)
 PROVENANCE_FILE = "export.json"
@@ -17,10 +19,17 @@ def write_card(folder: Path, summary: Mapping[str, Any] | None = None) -> None:
     """Write the card of a model that `neuclip export` wrote; a folder from elsewhere is left as it is.
 
     summary: what the evaluation came to, as in aggregate.json. A folder that cannot be written is a warning.
+    Raises UserError for the scores of other weights, and where export.json is damaged.
     """
-    if not (folder / PROVENANCE_FILE).is_file():
+    provenance = PROVENANCE.read(folder / PROVENANCE_FILE)
+    if provenance is None:
         return
-    provenance = read_json(folder / PROVENANCE_FILE)
+    here = provenance["weights_sha256"]
+    if summary is not None and here != summary["checkpoint_sha256"]:
+        raise UserError(
+            f"the scores are of weights {summary['checkpoint_sha256'][:12]}, {folder} holds {here[:12]} (sha256): name "
+            "the model that they are of"
+        )
     rows = "\n".join(f"| {key} | `{value}` |" for key, value in provenance.items())
     card = (
         "---\nlibrary_name: open_clip\npipeline_tag: zero-shot-image-classification\n---\n\n"

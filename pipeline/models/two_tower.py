@@ -23,11 +23,13 @@ from open_clip.factory import load_checkpoint
 from open_clip.transform import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.config.schema import ModelConfig
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from pipeline.models.model_card import PROVENANCE_FILE
+from pipeline.run_files import EXPORTED
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -205,7 +207,8 @@ def load_exported(folder: Path, device: torch.device) -> Exported:
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not an exported model: {name} is missing. Make one with `neuclip export`.")
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", device=device)
+        with _NoRandomWeights():
+            model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", device=device)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except SafetensorError as error:
         raise UserError(
@@ -216,6 +219,16 @@ def load_exported(folder: Path, device: torch.device) -> Exported:
     return Exported(model.eval(), preprocess, tokenizer, name=_name(folder))
 
 
+class _NoRandomWeights(TorchFunctionMode):
+    """Inside, tensors are not filled with random numbers: that takes longer than reading the weights that follow."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]  # as torch.nn.init passes it on
+        return func(*args, **kwargs)
+
+
 def _shortened(error: Exception) -> str:
     """What does not fit is a line per tensor, or one of all names that are missing: the first tell enough."""
     lines = [textwrap.shorten(line, 300) for line in str(error).splitlines()]
@@ -223,6 +236,9 @@ def _shortened(error: Exception) -> str:
 
 
 def _name(folder: Path) -> str:
-    """What `neuclip export` called the model; of a folder from elsewhere, the folder's name."""
-    provenance = folder / PROVENANCE_FILE
-    return str(read_json(provenance)["model"]) if provenance.is_file() else folder.resolve().name
+    """What `neuclip export` called the model; of a folder from elsewhere, the folder's name.
+
+    Raises UserError where export.json is damaged.
+    """
+    exported = EXPORTED.read(folder / PROVENANCE_FILE) or {}
+    return exported.get("model") or folder.resolve().name

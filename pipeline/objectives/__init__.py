@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config.loader import parse
-from pipeline.errors import UserError
+from pipeline.config.objectives import checked_options, refuse_unknown
 from pipeline.objectives.amorlip import AmorLIP
 from pipeline.objectives.base import Features, Objective, ObjectiveOutput
 from pipeline.objectives.fastclip import FastCLIP
@@ -31,14 +29,10 @@ def build_objective(name: str, options: Mapping[str, Any]) -> Objective:
 
     Raises UserError for an unknown name or option, with the nearest valid one.
     """
-    cls = objective_class(name)
-    return cls(parse(cls.Config, options, where=f"objectives.{name}"))
+    return objective_class(name)(checked_options(name, options))
 
 
 def objective_class(name: str) -> type[Objective]:
     """The class of a name. Raises UserError for an unknown one, with the nearest."""
-    if name not in REGISTRY:
-        nearest = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.3)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise UserError(f"unknown objective {name!r}: {hint}Known are {', '.join(REGISTRY)}.")
+    refuse_unknown(name)
     return REGISTRY[name]

@@ -20,34 +20,20 @@ Z/lambda is computed as exp(x), x = log Z - log lambda, and goes on linearly fro
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from pipeline.collectives import all_gather
-from pipeline.config.schema import Section
-from pipeline.models.log_partition import LogPartitionConfig, LogPartitionNetwork
+from pipeline.config.objectives import AmorLIPConfig
+from pipeline.models.log_partition import LogPartitionNetwork
 from pipeline.objectives.base import Features, Objective, ObjectiveOutput
 from pipeline.objectives.global_batch import anchor_statistics, feature_gradient, gather, with_gradient
-
-
-class AmorLIPConfig(Section):
-    """Options of `objectives.amorlip`; rho, pos_coef and the network as published for CC12M."""
-
-    rho: float = 8.5
-    eps: float = Field(1e-14, gt=0)  # of the reported log-normalizer only; the loss has none
-    pos_coef: float = Field(1e-3, ge=0)  # weight of the positive pair in the partition function
-    ratio_bound: float = Field(1e3, gt=1)  # Z / lambda goes on linearly in log Z from here, and is counted
-    lambda_from: Literal["target", "ema"] = "target"  # what the encoders divide by: see the module
-    network: LogPartitionConfig = LogPartitionConfig()
 
 
 class AmorLIP(Objective):
     """See the module."""
 
-    Config = AmorLIPConfig
     config: AmorLIPConfig
 
     def __init__(self, config: AmorLIPConfig) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
 
@@ -33,7 +32,8 @@ class ObjectiveOutput:
 
     loss: scalar worth the global-batch loss on every rank; its gradient, averaged over ranks, is that of the
         global-batch loss (contract 1).
-    metrics: detached scalars, already equal on every rank; names as in docs/method.md.
+    metrics: detached scalars, already equal on every rank, which nobody writes to later: they are read at the next
+        log point. Names as in docs/method.md.
     log_normalizer: (2, B), detached: what the step used for log(eps + g1), log(eps + g2) of each local anchor
         (METHOD: `alpha_used`), for the log-normalizer error. None where an objective has no such estimate.
     """
@@ -44,7 +44,7 @@ class ObjectiveOutput:
 
 
 class Objective(nn.Module):
-    """Base of all objectives; subclasses set `Config` (a frozen pydantic Section) and implement `forward`.
+    """Base of all objectives; subclasses implement `forward`; their options are in `pipeline.config.objectives`.
 
     Call `prepare` once before anything else. `state_dict` and `load_state_dict` are collective, and so are
     `sharded_state` and `load_sharded_state`, for tables with a row per sample of the dataset. State changes
@@ -54,12 +54,11 @@ class Objective(nn.Module):
     default_logit_bias: where a learned bias starts; None: the objective has none.
     """
 
-    Config: ClassVar[type[BaseModel]]
     default_tau: ClassVar[float] = 0.07
     default_logit_bias: ClassVar[float | None] = None
 
     def __init__(self, config: Any) -> None:
-        """config: an instance of this class's `Config`."""
+        """config: the checked options of this objective."""
         super().__init__()
         self.config = config
 

@@ -24,14 +24,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipeline.collectives import all_gather
-from pipeline.config.schema import Section
+from pipeline.config.objectives import FastCLIPConfig
 from pipeline.objectives.base import Features, Objective, ObjectiveOutput
 from pipeline.objectives.estimators import (
     SampleTables,
@@ -45,35 +44,9 @@ from pipeline.objectives.global_batch import anchor_statistics, feature_gradient
 TAU_BETAS, TAU_ADAM_EPS, TAU_GRADIENT_BOUND = (0.9, 0.999), 1e-8, 5.0  # of v2, as published
 
 
-class IndividualTauConfig(Section):
-    """v2's temperatures, as published: each starts at `temperature.init` (published: 0.03) and has its own Adam."""
-
-    lr: float = Field(0.0133, ge=0)  # a step on tau itself, constant
-    minimum: float = Field(0.01, gt=0)
-    maximum: float = Field(1.0, gt=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> IndividualTauConfig:
-        if self.minimum > self.maximum:
-            raise ValueError("must satisfy minimum <= maximum")
-        return self
-
-
-class FastCLIPConfig(Section):
-    """Options of `objectives.fastclip`; rho, gamma_min and eps as published for CC3M."""
-
-    version: Literal["v0", "v1", "v2", "v3"] = "v3"
-    rho: float = 6.5  # v2, v3: target of the mean negative log-normalizer; grows with the dataset
-    eps: float = Field(1e-14, gt=0)
-    gamma_min: float = Field(0.2, gt=0, le=1)
-    gamma_decay_epochs: float | None = Field(None, gt=0)  # until gamma is gamma_min; null: half of the run
-    individual_tau: IndividualTauConfig = IndividualTauConfig()  # v2
-
-
 class FastCLIP(Objective):
     """See the module. Per sample: log u, 8 bytes; in v2 also tau and Adam's two moments, 32 bytes in all."""
 
-    Config = FastCLIPConfig
     config: FastCLIPConfig
 
     def prepare(self, device: torch.device, embed_dim: int, dataset_size: int, seed: int, epochs: float = 1.0) -> None:

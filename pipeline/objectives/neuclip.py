@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import math
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from pipeline.collectives import all_gather, all_reduce
-from pipeline.config.schema import Section
-from pipeline.models.log_normalizer import AlphaDerivatives, Anchors, LogNormalizerConfig, build_log_normalizer
+from pipeline.config.objectives import NeuCLIPConfig
+from pipeline.models.log_normalizer import AlphaDerivatives, Anchors, build_log_normalizer
 from pipeline.objectives.base import Features, Objective, ObjectiveOutput
 from pipeline.objectives.global_batch import (
     GlobalBatch,
@@ -34,16 +33,6 @@ QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 LARGEST_LOG_RESIDUAL = 88.0  # of those that are reported: exp of it is finite in fp32, and so is a mean
 
 
-class NeuCLIPConfig(Section):
-    """Options of `objectives.neuclip`; rho and eps as published for CC3M."""
-
-    rho: float = 6.5  # target of the mean negative log-normalizer; grows with the dataset
-    eps: float = Field(1e-14, gt=0)
-    ratio_bound: float = Field(1e3, gt=1)  # exp(r - alpha) goes on linearly from here, and is counted
-    updates: Literal["alternating", "simultaneous"] = "alternating"  # simultaneous: alpha from before the NPN's step
-    npn: LogNormalizerConfig = LogNormalizerConfig()
-
-
 class Prediction(NamedTuple):
     """alpha: (2, G). derivatives: None where alpha is a constant. metrics: of the NPN's step, if it took one."""
 
@@ -55,7 +44,6 @@ class Prediction(NamedTuple):
 class NeuCLIP(Objective):
     """See the module."""
 
-    Config = NeuCLIPConfig
     config: NeuCLIPConfig
 
     def __init__(self, config: NeuCLIPConfig) -> None:

@@ -13,24 +13,16 @@ from __future__ import annotations
 import math
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from pipeline.config.schema import Section
+from pipeline.config.objectives import OpenCLIPConfig
 from pipeline.objectives.base import Features, Objective, ObjectiveOutput
 from pipeline.objectives.global_batch import anchor_statistics, feature_gradient, gather, with_gradient
-
-
-class OpenCLIPConfig(Section):
-    """Options of `objectives.openclip`."""
-
-    eps: float = Field(1e-14, gt=0)  # of the reported log-normalizer only; the loss has none
 
 
 class OpenCLIP(Objective):
     """See the module. Stateless."""
 
-    Config = OpenCLIPConfig
     config: OpenCLIPConfig
 
     def forward(

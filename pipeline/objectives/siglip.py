@@ -16,21 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.collectives import all_reduce, ring_shift
-from pipeline.config.schema import Section
+from pipeline.config.objectives import SigLIPConfig
 from pipeline.distributed import world_size
 from pipeline.errors import UserError
 from pipeline.objectives import global_batch
 from pipeline.objectives.base import Features, Objective, ObjectiveOutput
 
 
-class SigLIPConfig(Section):
-    """Options of `objectives.siglip`: none."""
-
-
 class SigLIP(Objective):
     """See the module. Stateless; tau and the bias start where the paper starts them."""
 
-    Config = SigLIPConfig
     config: SigLIPConfig
     default_tau = 0.1
     default_logit_bias = -10.0

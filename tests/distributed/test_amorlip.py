@@ -9,7 +9,7 @@ import torch
 
 from pipeline.tracking.jsonl import read_points
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import config_of, plain_loop, train_undisturbed_and_interrupted
+from tests.distributed.training_support import config_of, plain_loop, train_undisturbed_and_interrupted
 
 STEPS = 20  # of 12 of the 203 samples: the last three are in the second epoch, with the first one's network mixed in
 

@@ -28,7 +28,7 @@ from pipeline.tracking.jsonl import JsonlTracker
 from pipeline.tracking.metrics import MetricBuffer
 from pipeline.trainer import Trainer
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import config_of, digest, fit, here
+from tests.distributed.training_support import config_of, digest, fit, here
 
 MIB = 2**20
 

@@ -21,8 +21,7 @@ from pipeline.engine.tags import complete_tags
 from pipeline.tracking.base import NullTracker
 from pipeline.trainer import Trainer
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_micro_batches import whole_weights
-from tests.distributed.test_training import StopAfter, config_of, here
+from tests.distributed.training_support import StopAfter, config_of, here, whole_weights
 
 LOWEST_TAU, DECAY = 0.069, 0.6
 # A hundredth of a step: the bias of an attention's keys has no gradient but rounding's, which AdamW divides by eps.

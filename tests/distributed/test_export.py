@@ -19,9 +19,7 @@ from pipeline.engine.safetensors_stream import write_safetensors
 from pipeline.errors import UserError
 from pipeline.models.two_tower import load_exported
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_elastic import live
-from tests.distributed.test_micro_batches import RESNET
-from tests.distributed.test_training import config_of
+from tests.distributed.training_support import RESNET, config_of, fit
 
 LOCKED = ("model.lock_image=0", "model.lock_text=1")
 
@@ -38,7 +36,7 @@ def test_exported_is_what_was_trained(
     noise_corpus: Path, tmp_path: Path, stage: str, ranks: int, settings: tuple[str, ...]
 ) -> None:
     config = config_of(noise_corpus, f"train.deepspeed={stage}", "train.steps=2", *settings)
-    trained = run_ranks(ranks, live, config, tmp_path)[0]["weights"]
+    trained = run_ranks(ranks, fit, config, tmp_path)[0]["weights"]
     export(tmp_path / "train/checkpoints", tmp_path / "model")
     exported: Any = load_exported(tmp_path / "model", torch.device("cpu")).model.state_dict()
     for name, weights in trained.items():

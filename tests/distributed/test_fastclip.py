@@ -10,7 +10,7 @@ import torch
 
 from pipeline.tracking.jsonl import read_points
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import config_of, plain_loop, train_undisturbed_and_interrupted
+from tests.distributed.training_support import config_of, plain_loop, train_undisturbed_and_interrupted
 
 STEPS = 20  # of 12 of the 203 samples: the last ones come again, with gamma below 1
 

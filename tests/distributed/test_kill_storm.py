@@ -25,7 +25,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.engine.tags import complete_tags
 from pipeline.training import train
 from tests.distributed.launch import _CONTEXT, free_port
-from tests.distributed.test_training import config_of, hurt, tensors_of
+from tests.distributed.training_support import config_of, hurt, tensors_of
 
 RANKS, STEPS, KILLS = 2, 300, 40
 LIFE_SECONDS = 120  # without a step, a save or an end in all that time something hangs

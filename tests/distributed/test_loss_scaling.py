@@ -15,8 +15,7 @@ from pipeline.data.loader import Corpus, StepPositions, build_loader
 from pipeline.engine.engine import TrainEngine
 from pipeline.models.two_tower import build_tokenizer
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_micro_batches import whole_weights
-from tests.distributed.test_training import TINY, config_of, here
+from tests.distributed.training_support import TINY, config_of, here, whole_weights
 
 MODEST, TOO_LARGE = 2.0**8, 2.0**22
 READ = ("train/loss", "train/grad_norm", "train/tau_grad", "train/skipped_steps", "train/loss_scale")

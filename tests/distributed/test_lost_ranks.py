@@ -17,11 +17,11 @@ import pytest
 from pipeline.config.schema import RunConfig
 from pipeline.errors import UserError
 from pipeline.health.heartbeat import read_heartbeats
-from pipeline.health.suspects import EXIT_AGAIN
+from pipeline.stopping import EXIT_LOST
 from pipeline.trainer import Trainer
 from pipeline.training import train
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import config_of, here
+from tests.distributed.training_support import config_of, here
 
 HANG_SECONDS = 20  # the start on a slow machine must take less
 ILL_STEP = 3
@@ -97,7 +97,7 @@ def test_a_rank_that_is_stopped_is_named_by_the_one_that_waits(runs: dict[str, A
     ended, terminals = runs["stopped"]
     folder = runs["folder"] / "stopped/train"
     stopped = read_heartbeats(folder / "heartbeats", [1])[1]
-    assert f"0: {EXIT_AGAIN}" in ended
+    assert f"0: {EXIT_LOST}" in ended
     (error,) = errors(terminals[0])
     assert f"nothing has moved for {HANG_SECONDS} s (health.hang_seconds) after step {ILL_STEP}" in error
     assert f"no sign of life from rank 1 (host {stopped.host}, pid {stopped.pid}) after step {stopped.step}" in error
@@ -110,7 +110,7 @@ def test_a_rank_that_is_stopped_is_named_by_the_one_that_waits(runs: dict[str, A
 def test_a_rank_that_sleeps_is_named_and_shows_where(runs: dict[str, Any]) -> None:
     ended, terminals = runs["sleeps"]
     folder = runs["folder"] / "sleeps/train"
-    assert f"{EXIT_AGAIN}" in ended
+    assert f"{EXIT_LOST}" in ended
     said = [error for text in terminals for error in errors(text) if "health.hang_seconds" in error]
     assert said
     for error in said:
@@ -123,7 +123,7 @@ def test_a_rank_that_sleeps_is_named_and_shows_where(runs: dict[str, Any]) -> No
 def test_a_rank_that_is_killed_is_named_in_place_of_a_traceback(runs: dict[str, Any]) -> None:
     ended, terminals = runs["killed"]
     assert "1: -9" in ended
-    assert f"0: {EXIT_AGAIN}" in ended
+    assert f"0: {EXIT_LOST}" in ended
     (error,) = errors(terminals[0])
     assert f"lost the other ranks after step {ILL_STEP}: no sign of life from rank 1 (host" in error
     assert "Traceback" not in terminals[0]

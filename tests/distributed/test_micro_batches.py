@@ -8,51 +8,20 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import deepspeed
 import pytest
 import torch
 
 from pipeline.config.loader import load_recipe
-from pipeline.config.schema import RunConfig
-from pipeline.data.loader import Batch, Corpus, StepPositions, build_loader
+from pipeline.data.loader import Batch
 from pipeline.engine.deepspeed_config import FOLDER, deepspeed_config
 from pipeline.engine.engine import TrainEngine
 from pipeline.engine.micro_batches import MicroBatches
 from pipeline.engine.train_module import Encoded, TrainModule, build_train_module
 from pipeline.errors import UserError
-from pipeline.models.two_tower import build_tokenizer
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import TINY, config_of, here, tensors_of
+from tests.distributed.training_support import OBJECTIVES, RESNET, TINY, config_of, here, train
 
 STEPS = 3
-RESNET = {**TINY, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
-OBJECTIVES = {
-    "neuclip": "{npn: {prototypes: 16, restart_every: 3, inner_steps: 2}}",
-    "openclip": "{}",
-    "siglip": "{}",
-    "fastclip": "{}",
-    "amorlip": "{}",
-}
-
-
-def whole_weights(engine: TrainEngine) -> dict[str, torch.Tensor]:
-    """Of the towers, whichever rank holds what."""
-    parameters = dict(engine.module.named_parameters())
-    with deepspeed.zero.GatheredParameters(list(parameters.values())):
-        return {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-
-def train(config: RunConfig) -> dict[str, Any]:
-    world = here()
-    corpus = Corpus(config.loader, config.seed, 16, build_tokenizer(TINY))
-    steps = config.train.steps or 0
-    engine = TrainEngine(config, world, len(corpus), steps)
-    positions = StepPositions(config.train.global_batch_size, world.rank, world.size, 0, steps)
-    outputs = [engine.step(batch) for batch in build_loader(corpus, positions, config.loader, pin_memory=False)]
-    names = ("train/loss", "train/tau_grad", "train/grad_norm")
-    metrics = {name: [float(output.metrics[name]) for output in outputs] for name in names}
-    state = tensors_of(engine.objective.state_dict())
-    return {"weights": whole_weights(engine), "objective": state, "metrics": metrics}
 
 
 def whole_and_pieces(corpus: Path, objective: str, stage: str, size: int, *more: str) -> dict[str, Any]:
@@ -73,8 +42,9 @@ def whole_and_pieces(corpus: Path, objective: str, stage: str, size: int, *more:
 
 
 def assert_equal(runs: dict[str, Any]) -> None:
-    for name, values in runs["whole"]["metrics"].items():
-        assert runs["pieces"]["metrics"][name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+    for whole, pieces in zip(runs["whole"]["metrics"], runs["pieces"]["metrics"], strict=True):
+        for name in ("train/loss", "train/tau_grad", "train/grad_norm"):
+            assert pieces[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-6), name
     for name, expected in runs["whole"]["objective"].items():
         torch.testing.assert_close(runs["pieces"]["objective"][name], expected, rtol=1e-3, atol=2e-5, equal_nan=True)
     moved = 0
@@ -100,6 +70,7 @@ def test_every_objective_under_every_stage(noise_corpus: Path, stage: str) -> No
         assert_equal(runs)
 
 
+@pytest.mark.long
 def test_a_batch_of_1024_in_pieces_of_32(noise_corpus: Path) -> None:
     """32 pieces: their rounding errors do not add up."""
     for runs in run_ranks(1, of_every_objective, noise_corpus, "zero2", 32, "train.global_batch_size=1024")[0].values():
@@ -169,6 +140,7 @@ def compiled_and_not(corpus: Path) -> dict[str, Any]:
     return runs
 
 
+@pytest.mark.long
 def test_compiled_towers_train_alike(noise_corpus: Path) -> None:
     runs = run_ranks(1, compiled_and_not, noise_corpus)[0]
     assert runs["captured"] > 0

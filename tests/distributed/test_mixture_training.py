@@ -19,8 +19,7 @@ from pipeline.same_run import refuse_other_run
 from pipeline.tracking.jsonl import read_points
 from tests.conftest import write_corpus
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_elastic import live
-from tests.distributed.test_training import config_of
+from tests.distributed.training_support import config_of, fit
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +49,9 @@ def expected_digest(config: RunConfig) -> str:
 
 def test_a_mixture_survives_a_stop_and_another_number_of_ranks(corpora: list[Path], tmp_path: Path) -> None:
     config = mixed(corpora, "objective=openclip", "objectives.openclip={}")
-    stopped = run_ranks(2, live, config, tmp_path, 5)[0]
+    stopped = run_ranks(2, fit, config, tmp_path, 5)[0]
     (tmp_path / "STOP").unlink()
-    resumed = run_ranks(1, live, config, tmp_path)[0]
+    resumed = run_ranks(1, fit, config, tmp_path)[0]
     assert (stopped["status"], resumed["started_at"], resumed["status"]) == ("preempted", 5, "finished")
     assert resumed["order"] == expected_digest(config) != stopped["order"]
     drawn = [

@@ -21,8 +21,7 @@ from pipeline.files import read_json
 from pipeline.tracking.base import NullTracker
 from pipeline.trainer import Trainer
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import config_of, here
-from tests.distributed.test_training_health import stage_file
+from tests.distributed.training_support import config_of, here, stage_file
 
 STAGES = (0, 1, 2, 3)
 STEPS = 3

@@ -12,7 +12,7 @@ from pipeline.health.heartbeat import Heartbeat
 from pipeline.locks import exclusive
 from pipeline.training import train
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import config_of
+from tests.distributed.training_support import config_of
 
 
 def refusal(config: RunConfig, run_dir: Path) -> str:

@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.trainer import Trainer
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import config_of, fit, here
+from tests.distributed.training_support import config_of, fit, here
 
 
 class Malice:

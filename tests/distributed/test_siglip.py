@@ -15,7 +15,7 @@ from pipeline.models.two_tower import load_exported
 from pipeline.objectives import Features, build_objective
 from pipeline.tracking.jsonl import read_points
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import config_of, plain_loop, train_undisturbed_and_interrupted
+from tests.distributed.training_support import config_of, plain_loop, train_undisturbed_and_interrupted
 
 
 def gradients_of(batch_size: int) -> tuple[torch.Tensor, ...]:

@@ -16,7 +16,7 @@ from pipeline.engine.engine import TrainEngine
 from pipeline.engine.snapshot import take
 from pipeline.models.two_tower import build_tokenizer
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import TINY, config_of, here
+from tests.distributed.training_support import TINY, config_of, here
 
 OBJECTIVES = {"zero0": "amorlip", "zero1": "fastclip", "zero2": "neuclip", "zero3": "neuclip"}  # by stage
 

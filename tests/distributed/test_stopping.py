@@ -16,24 +16,34 @@ import pytest
 
 from pipeline.config.schema import HealthConfig, RunConfig
 from pipeline.health import watchdog
-from pipeline.preemption import SIGNALS, StopRequest
+from pipeline.preemption import StopRequest
 from pipeline.tracking.jsonl import JsonlTracker
 from pipeline.trainer import Trainer
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import config_of, digest, fit, here
+from tests.distributed.training_support import config_of, digest, fit, here
 
 
 class SignalToAll(JsonlTracker):
-    """Sends a signal to the process group, data workers included, once the first step is logged."""
+    """Signals the process group, data workers included, once the first step is logged, and again after the next."""
 
-    def __init__(self, path: Path, start_step: int, number: signal.Signals) -> None:
+    def __init__(self, path: Path, start_step: int, first: signal.Signals, *more: signal.Signals) -> None:
         super().__init__(path, start_step)
-        self._step, self._number = start_step + 1, number
+        self._sent = {start_step + 1: [first], start_step + 2: more}
 
     def log(self, metrics: Any, step: int, samples_seen: int) -> None:
         super().log(metrics, step, samples_seen)
-        if step == self._step:
-            os.killpg(os.getpgrp(), self._number)
+        for number in self._sent.get(step, ()):
+            os.killpg(os.getpgrp(), number)
+            time.sleep(0.1)  # signals that wait are one, however many were sent
+
+
+LIVES = {
+    "SIGUSR1": [signal.SIGUSR1],
+    "SIGTERM": [signal.SIGTERM],
+    "Ctrl-C": [signal.SIGINT],
+    "a time limit": [signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM],
+    "a preemption": [signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1],
+}
 
 
 def signalled_lives(config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -41,18 +51,20 @@ def signalled_lives(config: RunConfig, folder: Path) -> dict[str, Any]:
     os.setpgid(0, 0)
     multiprocessing.set_start_method("fork", force=True)  # of data workers; this process comes from a fork server
     found = {}
-    for number in SIGNALS:
+    for name, numbers in LIVES.items():
         trainer = Trainer(config, folder / "train", here())
-        tracker = SignalToAll(folder / "train/metrics.jsonl", trainer.progress.step, number)
-        found[number.name] = (trainer.fit(tracker), trainer.progress.step)
+        tracker = SignalToAll(folder / "train/metrics.jsonl", trainer.progress.step, *numbers)
+        found[name] = (trainer.fit(tracker), trainer.progress.step)
     return {**found, "end": fit(config, folder)}
 
 
-def test_a_signal_to_the_process_group_stops_the_trainer_alone(noise_corpus: Path, tmp_path: Path) -> None:
-    config = config_of(noise_corpus, "train.log_every_steps=1", "loader.workers=2", "train.steps=7")
+def test_signals_to_the_process_group_stop_the_trainer_alone_and_let_it_save(
+    noise_corpus: Path, tmp_path: Path
+) -> None:
+    config = config_of(noise_corpus, "train.log_every_steps=1", "loader.workers=2", "train.steps=11")
     (found,) = run_ranks(1, signalled_lives, config, tmp_path / "signalled")
-    assert [found[number.name] for number in SIGNALS] == [("preempted", step) for step in (2, 4, 6)]
-    alone = config_of(noise_corpus, "train.log_every_steps=1", "train.steps=7")
+    assert [found[name] for name in LIVES] == [("preempted", step) for step in (2, 4, 6, 8, 10)]
+    alone = config_of(noise_corpus, "train.log_every_steps=1", "train.steps=11")
     (whole,) = run_ranks(1, fit, alone, tmp_path / "whole")
     assert found["end"]["order"] == whole["order"]
     assert digest(found["end"]["weights"]) == digest(whole["weights"])
@@ -83,8 +95,8 @@ def hang(folder: Path, how: Callable[[StopRequest], None], within_seconds: float
     request = StopRequest(folder, here(), within_seconds)
 
     def send() -> None:
-        time.sleep(0.3)
         for number in numbers:
+            time.sleep(0.3)
             os.kill(os.getpid(), number)
 
     threading.Thread(target=send).start()
@@ -92,9 +104,10 @@ def hang(folder: Path, how: Callable[[StopRequest], None], within_seconds: float
         how(request)
 
 
-CASES = {
+CASES = {  # how it hangs, within_seconds, signals, exit status, what is said
     "too long": (locked_in_c, 1, [signal.SIGTERM], 128 + signal.SIGTERM, "the stop for SIGTERM took more than 1 s"),
-    "twice": (locked_in_c, 1000, [signal.SIGTERM, signal.SIGINT], 128 + signal.SIGINT, ""),
+    "Ctrl-C afterwards": (locked_in_c, 1000, [signal.SIGTERM, signal.SIGINT], 128 + signal.SIGINT, ""),
+    "Ctrl-C twice": (locked_in_c, 1000, [signal.SIGINT, signal.SIGINT], 128 + signal.SIGINT, ""),
     "with the GIL": (locked_with_the_gil, 5, [signal.SIGUSR1], 1, "Timeout"),
 }
 

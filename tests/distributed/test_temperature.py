@@ -12,7 +12,7 @@ from pipeline.engine.engine import TrainEngine
 from pipeline.engine.schedule import temperature_rate
 from pipeline.models.two_tower import build_tokenizer
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import TINY, config_of, here
+from tests.distributed.training_support import TINY, config_of, here
 
 STAGES = ("zero0", "zero2", "zero3")
 LOWEST = 0.057

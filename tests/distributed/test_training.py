@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
-import os
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,110 +13,25 @@ import open_clip
 import pytest
 import torch
 
-from pipeline.config.loader import load_recipe
 from pipeline.config.schema import RunConfig
-from pipeline.data.loader import Corpus, StepPositions, build_loader
-from pipeline.distributed import World, rank, world_size
 from pipeline.engine.export import export
-from pipeline.engine.optimizer import build_optimizer
-from pipeline.engine.schedule import build_schedule
 from pipeline.engine.tags import complete_tags
 from pipeline.engine.train_module import TrainModule
 from pipeline.errors import UserError
-from pipeline.models.two_tower import build_tokenizer, build_two_tower, load_exported
-from pipeline.objectives import Features, build_objective, objective_class
+from pipeline.models.two_tower import build_two_tower, load_exported
 from pipeline.tracking.base import NullTracker
-from pipeline.tracking.jsonl import JsonlTracker, read_points
-from pipeline.trainer import Trainer, summarise
+from pipeline.tracking.jsonl import read_points
+from pipeline.trainer import Trainer
 from tests.distributed.launch import run_ranks
-
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
-    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-
-
-def config_of(corpus: Path, *overrides: str) -> RunConfig:
-    settings = (
-        f"loader.manifest={corpus}",
-        f"model.config={TINY}",
-        "train.epochs=null",
-        "train.steps=8",
-        "train.global_batch_size=12",
-        "optimizer.warmup=2",
-        "loader.workers=0",
-        "objectives.neuclip.npn={prototypes: 16, restart_every: 3, inner_steps: 2}",
-        "diagnostics={every_steps: 4, reference_samples: 40}",
-        "checkpoint.every=36 samples",
-        "temperature.lr=0.01",
-        "tracking.mlflow=false",
-    )
-    return load_recipe("demo", [*settings, *overrides])
-
-
-def here() -> World:
-    return World(rank(), rank(), world_size(), torch.device("cpu"))
-
-
-def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-
-
-def tensors_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Those in a state dict, at any depth: networks keep theirs in an `_extra_state`."""
-    found = {}
-    for name, value in state.items():
-        if isinstance(value, torch.Tensor):
-            found[name] = value.detach().clone()
-        elif isinstance(value, Mapping):
-            found |= {f"{name}.{inner}": tensor for inner, tensor in tensors_of(value).items()}
-    return found
-
-
-def digest(tensors: dict[str, torch.Tensor]) -> str:
-    return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
-
-
-class StopAfter(JsonlTracker):
-    """Asks for a stop, the way a colleague does, once the step before `step` is logged: the answer takes one more."""
-
-    def __init__(self, path: Path, start_step: int, step: int) -> None:
-        super().__init__(path, start_step)
-        self._stop_file, self._step = path.parent.parent / "STOP", step
-
-    def log(self, metrics: Any, step: int, samples_seen: int) -> None:
-        super().log(metrics, step, samples_seen)
-        if step == self._step - 1:
-            self._stop_file.touch()
-
-
-def fit(config: RunConfig, run_dir: Path, stop_after: int = -1) -> dict[str, Any]:
-    """One life of a training run."""
-    trainer = Trainer(config, run_dir / "train", here())
-    started_at = trainer.progress.step
-    tracker = NullTracker()
-    if rank() == 0:
-        tracker = StopAfter(run_dir / "train/metrics.jsonl", started_at, stop_after)
-    status = trainer.fit(tracker)
-    return {
-        "status": status,
-        "started_at": started_at,
-        "weights": weights(trainer.engine.module),
-        "objective": digest(tensors_of(trainer.engine.objective.state_dict())),
-        "order": trainer.progress.order_digest,
-        "summary": summarise(trainer) if rank() == 0 else None,
-    }
-
-
-def train_undisturbed_and_interrupted(config: RunConfig, folder: Path) -> dict[str, Any]:
-    whole = fit(config, folder / "whole")
-    stopped = fit(config, folder / "stopped", stop_after=5)
-    if rank() == 0:
-        (folder / "stopped/STOP").unlink()
-    torch.distributed.barrier()
-    resumed = fit(config, folder / "stopped")
-    return {"whole": whole, "stopped": stopped, "resumed": resumed}
+from tests.distributed.training_support import (
+    config_of,
+    digest,
+    fit,
+    here,
+    hurt,
+    plain_loop,
+    train_undisturbed_and_interrupted,
+)
 
 
 def train_interrupted_and_again(config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -200,40 +112,6 @@ def test_export_gives_open_clip_the_trainers_features(lives: tuple[Path, dict[st
         assert torch.equal(by_path.eval().encode_text(tokens, normalize=True), encoded.text_features)
 
 
-def plain_loop(config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
-    """The weights after the same training without DeepSpeed: torch's AdamW, one process, the whole batch."""
-    return plain_states(config, steps)["weights"]
-
-
-def plain_states(config: RunConfig, steps: int) -> dict[str, Any]:
-    """As `plain_loop`, with the objective's state, and the norm of the gradients at each step."""
-    torch.manual_seed(config.seed)
-    bias = objective_class(config.objective).default_logit_bias
-    towers = build_two_tower(config.model, float(-torch.tensor(config.temperature.init).log()), bias)
-    module = TrainModule(towers, config.temperature)
-    optimizer = build_optimizer(module, config.optimizer, config.temperature)
-    corpus = Corpus(config.loader, config.seed, 16, build_tokenizer(TINY))
-    objective = build_objective(config.objective, config.objectives[config.objective])
-    objective.prepare(torch.device("cpu"), 16, len(corpus), config.seed)
-    schedule = build_schedule(config.optimizer, steps, config.train.global_batch_size, len(corpus))
-    positions = StepPositions(config.train.global_batch_size, 0, 1, 0, steps)
-    norms = []
-    for step, batch in enumerate(build_loader(corpus, positions, config.loader, pin_memory=False)):
-        encoded = module(batch.images, batch.tokens)
-        features = Features(encoded.image_features, encoded.text_features)
-        loss = objective(features, batch.sample_index, encoded.tau, encoded.logit_bias).loss
-        for group in optimizer.param_groups:
-            if group["name"] != "temperature":
-                group["lr"] = schedule.rate(step)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_grad_norm)
-        optimizer.step()
-        module.towers.logit_scale.data.clamp_(*module.logit_scale_bounds)
-        norms.append(float(norm))
-    return {"weights": weights(module), "objective": tensors_of(objective.state_dict()), "norms": norms}
-
-
 @pytest.mark.parametrize("objective", ["neuclip", "openclip"])
 def test_zero2_on_two_ranks_equals_a_plain_loop(
     noise_corpus: Path, tmp_path: Path, objective: str, lives: tuple[Path, dict[str, Any]]
@@ -261,27 +139,11 @@ def resume(config: RunConfig, folder: Path) -> tuple[int, str]:
     return step, said.getvalue()
 
 
-def hurt(tag: Path, damage: str) -> None:
-    victim = max(tag.glob("*optim_states.pt"))
-    if damage == "truncate":
-        os.truncate(victim, victim.stat().st_size - 1)
-    elif damage == "flip":
-        content = bytearray(victim.read_bytes())
-        content[1000] ^= 1
-        victim.write_bytes(content)
-    elif damage == "delete":
-        victim.unlink()
-    elif damage == "no COMPLETE":
-        (tag / "COMPLETE").unlink()
-    elif damage == "empty COMPLETE":
-        (tag / "COMPLETE").write_text("")
-
-
 DAMAGES = {
     "truncate": "bytes, not",
     "flip": "does not match its sha256",
     "delete": "is missing",
-    "empty COMPLETE": "COMPLETE is unreadable",
+    "empty COMPLETE": "COMPLETE: is no JSON",
     "no COMPLETE": "",  # a save that was killed: nothing to warn of
 }
 

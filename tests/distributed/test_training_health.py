@@ -5,7 +5,6 @@ healthy one says nothing."""
 from __future__ import annotations
 
 import io
-import json
 import logging
 import math
 import socket
@@ -31,7 +30,7 @@ from pipeline.tracking.jsonl import JsonlTracker, read_points
 from pipeline.trainer import METRICS, Trainer
 from tests.conftest import write_corpus
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import TINY, config_of, here
+from tests.distributed.training_support import TINY, config_of, here, stage_file
 
 STEPS = 4
 
@@ -70,12 +69,6 @@ def plain(config: RunConfig) -> dict[str, float]:
     loss = objective(features, batch.sample_index, encoded.tau).loss
     (gradient,) = torch.autograd.grad(loss, encoded.tau)
     return {"tau_grad": float(gradient), **norms}
-
-
-def stage_file(folder: Path, stage: int) -> str:
-    path = folder / f"zero{stage}.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}))
-    return str(path)
 
 
 def test_tau_gradient_and_norms_are_the_plain_models_under_every_zero_stage(noise_corpus: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pipeline.evaluation import during_training
 from pipeline.evaluation.suite import evaluate
 from pipeline.tracking.jsonl import read_points
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import config_of, digest, fit
+from tests.distributed.training_support import config_of, digest, fit
 from tests.unit.evaluation_support import write_suite
 
 TASKS = ["colours", "captions"]

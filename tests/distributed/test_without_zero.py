@@ -14,7 +14,7 @@ from pipeline.data.loader import Corpus, StepPositions, build_loader
 from pipeline.engine.engine import TrainEngine
 from pipeline.models.two_tower import build_tokenizer
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_training import TINY, config_of, here
+from tests.distributed.training_support import TINY, config_of, here
 
 BUCKET = 1000  # elements
 

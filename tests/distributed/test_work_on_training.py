@@ -18,7 +18,7 @@ from pipeline.launch.paths import Member, RunPaths
 from pipeline.launch.plan import freeze
 from pipeline.launch.run import Run
 from pipeline.launch.work import work
-from tests.distributed.test_training import config_of
+from tests.distributed.training_support import config_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

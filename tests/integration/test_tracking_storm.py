@@ -24,7 +24,7 @@ from pipeline.files import read_json
 from pipeline.tracking.jsonl import read_points
 from pipeline.tracking.mirror import Mirror, Sent, only_mirror
 from tests.distributed.launch import free_port
-from tests.distributed.test_training import TINY
+from tests.distributed.training_support import TINY
 from tests.tracking_support import PATIENCE, Server, assert_arrived, begin_life, eventually, log, recipe
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
@@ -38,7 +38,7 @@ import sys, time
 from pathlib import Path
 from pipeline.config.schema import TrackingConfig
 from pipeline.locks import exclusive
-from pipeline.tracking import training_tracker
+from pipeline.tracking.training import training_tracker
 run, step = Path(sys.argv[1]), int(sys.argv[2])
 train = run / "train"
 with exclusive(train / ".lock", "training"):
@@ -75,13 +75,15 @@ def test_a_server_killed_twenty_times_has_every_point_once(tmp_path, monkeypatch
     try:
         for kill in range(KILLS):
             server.start()
-            time.sleep(rng.uniform(0.5, 6))
+            time.sleep(rng.uniform(0.2, 3))
             if kill % 7 == 3:
                 process.kill()
                 process.wait()
                 process = trainer(run_dir, max(0, last_step(run_dir) - rng.randint(0, 40)))
             server.kill()
-            time.sleep(rng.uniform(0, 3))
+            before = last_step(run_dir)
+            eventually(lambda: last_step(run_dir) > before, "the trainer goes on")  # noqa: B023
+            time.sleep(rng.uniform(0, 1))
         server.start()
         (run_dir / "END").touch()
         process.wait(timeout=PATIENCE)
@@ -92,7 +94,6 @@ def test_a_server_killed_twenty_times_has_every_point_once(tmp_path, monkeypatch
         found = client.search_runs([client.get_run(known["parent_run_id"]).info.experiment_id])
         assert {run.info.run_id for run in found} == {known["parent_run_id"], known["runs"]["train"]}
         assert {run.info.status for run in found} == {"FINISHED"}
-        assert len(read_points(run_dir / "train/metrics.jsonl")) > 500
     finally:
         process.kill()
         server.kill()
@@ -172,6 +173,7 @@ def test_fifty_runs_write_at_once_to_postgresql(tmp_path, postgres, monkeypatch)
     """Each with a mirror of its own; all meet the experiment while it is not there yet."""
     server = Server(tmp_path / "server", postgres)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(PATIENCE))  # one server for fifty, on whatever machine
     together = threading.Barrier(RUNS)
 
     def run(number: int) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.config.loader import load_recipe
 from pipeline.distributed import VARIABLES
 from pipeline.engine import cost
-from tests.distributed.test_training import TINY
+from tests.distributed.training_support import TINY
 
 
 def test_one_process_without_a_launcher(noise_corpus: Path, tmp_path: Path) -> None:

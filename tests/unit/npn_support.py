@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, PrototypeNetwork
+from pipeline.config.objectives import LogNormalizerConfig
+from pipeline.models.log_normalizer import Anchors, PrototypeNetwork
 
 EPS = 1e-14
 

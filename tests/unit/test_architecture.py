@@ -11,14 +11,19 @@ ROOT = Path(__file__).parents[2]
 LEAVES = {
     "pipeline",
     "pipeline.code_version",
+    "pipeline.commands",
     "pipeline.errors",
     "pipeline.files",
+    "pipeline.leaving",
     "pipeline.locks",
     "pipeline.processes",
+    "pipeline.run_files",
     "pipeline.stopping",
     "pipeline.storage",
     "pipeline.hub",
-    "pipeline.contact_sheet",
+    "pipeline.pages",
+    "pipeline.text",
+    "pipeline.typed_files",
     "pipeline.where",
     "pipeline.config",
     "data_prep.manifest",
@@ -28,16 +33,10 @@ LEAVES = {
 LAYERS = [
     {
         "pipeline.cli",
-        "pipeline.cli_chain",
-        "pipeline.cli_evaluate",
-        "pipeline.cli_eval_data",
-        "pipeline.cli_runs",
-        "pipeline.cli_slurm",
-        "pipeline.cli_sync",
         "pipeline.launch",
         "pipeline.__main__",
     },
-    {"pipeline.training", "pipeline.dry_run"},
+    {"pipeline.training", "pipeline.training_summary", "pipeline.dry_run"},
     {
         "pipeline.trainer",
         "pipeline.callbacks",
@@ -47,6 +46,7 @@ LAYERS = [
         "pipeline.preemption",
         "pipeline.same_run",
         "pipeline.time_spent",
+        "pipeline.time_left",
     },
     {"pipeline.engine"},
     {"pipeline.data", "pipeline.tracking"},
@@ -56,7 +56,7 @@ LAYERS = [
     {"pipeline.distributed", "pipeline.transfer"},
 ]
 # The command line stands above both packages: what a command of one does with the other, it does as a user would.
-ACROSS = {("pipeline.cli_eval_data", "data_prep.fabricate.datacomp")}
+ACROSS = {("pipeline.cli.eval_data", "data_prep.fabricate.datacomp")}
 ONLY_IN = {
     "deepspeed": "pipeline/engine/",
     "mlflow": "pipeline/tracking/mlflow.py",

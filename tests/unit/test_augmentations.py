@@ -18,7 +18,7 @@ from pipeline.config.loader import load_recipe
 from pipeline.config.schema import LoaderConfig
 from pipeline.data.transforms import jittered, train_pixels
 from pipeline.errors import UserError
-from tests.unit.test_loader import encoded, photograph
+from tests.pictures import encoded, photograph
 
 SIZE = 32
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.diff import differences
 from pipeline.config.loader import load_recipe, recipe_names
+from pipeline.config.tree import differences
 from pipeline.errors import UserError
 from pipeline.objectives import build_objective
 from pipeline.trainer import total_steps
@@ -92,7 +92,7 @@ def test_shipped_recipes_resolve(name: str) -> None:
 def test_differences_name_leaves() -> None:
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == [
         "a.c: 2 -> 3",
-        "d: None -> 4",
+        "d: absent -> 4",
     ]
 
 

@@ -9,7 +9,7 @@ from pipeline.engine.cost import towers_on_meta
 from pipeline.engine.layer_rates import distances
 from pipeline.engine.optimizer import build_optimizer
 from pipeline.engine.train_module import build_train_module
-from tests.distributed.test_training import TINY
+from tests.distributed.training_support import TINY
 
 EXPECTED = {  # of the image tower: distance -> a parameter there
     "ViT-B-32": {

@@ -19,6 +19,7 @@ from pipeline.data.loader import Batch, Corpus, StepPositions, build_loader
 from pipeline.data.transforms import crop_box, train_pixels
 from pipeline.errors import UserError
 from tests.conftest import write_corpus
+from tests.pictures import encoded, photograph
 
 RATIO = (3 / 4, 4 / 3)
 
@@ -145,21 +146,6 @@ def test_crops_stay_inside_extreme_images() -> None:
             left, top, right, bottom = crop_box(width, height, (0.08, 1.0), RATIO, generator)
             assert 0 <= left < right <= width
             assert 0 <= top < bottom <= height
-
-
-def photograph(width: int, height: int) -> Image.Image:
-    """Smooth shapes, edges and a little noise, as cameras give."""
-    rng = np.random.default_rng(width * height)
-    coarse = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
-    smooth[height // 3 :, width // 2 :] //= 2
-    return Image.fromarray((smooth + rng.integers(-8, 8, smooth.shape)).clip(0, 255).astype(np.uint8))
-
-
-def encoded(image: Image.Image, form: str) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, form, **({"quality": 92} if form == "JPEG" else {}))
-    return stream.getvalue()
 
 
 def whole_then_cropped(content: bytes, size: int, scale: tuple[float, float], seed: int) -> np.ndarray:

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config.objectives import LogNormalizerConfig
 from pipeline.errors import UserError
-from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, MLPNetwork, sharded_softmax
+from pipeline.models.log_normalizer import Anchors, MLPNetwork, sharded_softmax
 from pipeline.models.log_normalizer.fit import fit_slope
 from tests.unit.npn_support import EPS, anchors_of, build, embeddings, started
 

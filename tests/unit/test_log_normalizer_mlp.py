@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.config.objectives import LogNormalizerConfig
 from pipeline.errors import UserError
-from pipeline.models.log_normalizer import Anchors, LogNormalizerConfig, MLPNetwork
+from pipeline.models.log_normalizer import Anchors, MLPNetwork
 from tests.unit.residual_mlp_support import predict, reference_networks
 
 DIM, COUNT, TAU = 6, 10, 0.2

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from pipeline.models.log_partition import LogPartitionConfig, LogPartitionNetwork
+from pipeline.config.objectives import LogPartitionConfig
+from pipeline.models.log_partition import LogPartitionNetwork
 from tests.unit.embeddings import unit_rows
 from tests.unit.residual_mlp_support import assert_near, double, flat_gradient, predict, reference_networks
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.models.model_card import write_card
 
@@ -15,8 +16,10 @@ PROVENANCE = {
     "objective": "neuclip",
     "manifest_fingerprint": "0123abcd",
     "weights": "last",
+    "weights_sha256": "ab" * 32,
 }
 SUMMARY = {
+    "checkpoint_sha256": "ab" * 32,
     "precision": "fp32",
     "tasks": 2,
     "average": 0.25,
@@ -57,6 +60,15 @@ def test_a_model_from_elsewhere_keeps_its_card(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("theirs")
     write_card(tmp_path, SUMMARY)
     assert (tmp_path / "README.md").read_text() == "theirs"
+
+
+def test_scores_of_other_weights_are_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "export.json", PROVENANCE)
+    write_card(tmp_path)
+    before = (tmp_path / "README.md").read_text()
+    with pytest.raises(UserError, match=r"scores are of weights cdcdcdcdcdcd, .* holds abababababab"):
+        write_card(tmp_path, {**SUMMARY, "checkpoint_sha256": "cd" * 32})
+    assert (tmp_path / "README.md").read_text() == before
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

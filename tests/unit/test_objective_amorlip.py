@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config.objectives import LogPartitionConfig
 from pipeline.errors import UserError
-from pipeline.models.log_partition import LogPartitionConfig, LogPartitionNetwork
+from pipeline.models.log_partition import LogPartitionNetwork
 from pipeline.objectives import Features, build_objective
 from tests.unit.embeddings import hard_batches, unit_rows
 from tests.unit.residual_mlp_support import assert_near, double, predict, reference_networks

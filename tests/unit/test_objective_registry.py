@@ -1,8 +1,11 @@
 """Objectives are found by name, their options are checked, mistakes are answered with the nearest name."""
 
+from typing import get_type_hints
+
 import pytest
 import torch
 
+from pipeline.config.objectives import OPTIONS
 from pipeline.errors import UserError
 from pipeline.objectives import REGISTRY, Features, build_objective
 
@@ -13,6 +16,10 @@ def test_options_reach_the_objective():
     assert (objective.config.rho, objective.config.npn.prototypes) == (8.5, 128)
     published = build_objective("neuclip", {}).config.npn
     assert (published.prototypes, published.restart_every, published.inner_steps) == (4096, 500, 10)
+
+
+def test_every_objective_has_its_options():
+    assert {name: get_type_hints(cls)["config"] for name, cls in REGISTRY.items()} == OPTIONS
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+import pipeline.config.objectives
 import pipeline.objectives
 from pipeline.errors import UserError
 from pipeline.objectives import Features, Objective, ObjectiveOutput, build_objective
@@ -21,7 +22,7 @@ from tests.distributed.launch import run_ranks
 TEXT = (Path(__file__).parents[2] / "docs/objectives.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 (RECIPE,) = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
-OBJECTIVE, REGISTRY_LINE, TEST = PYTHON
+CONFIG, OBJECTIVE, OPTIONS_LINE, REGISTRY_LINE, TEST = PYTHON
 NAME = "decoupled"
 
 
@@ -33,16 +34,20 @@ def execute(code: str, module_name: str) -> ModuleType:
     return module
 
 
-def registry() -> dict[str, type[Objective]]:
-    """A copy of the real one with the document's line in it."""
+def register(patch: pytest.MonkeyPatch) -> None:
+    """Add the document's classes and lines to the modules that it names."""
+    patch.setattr(pipeline.config.objectives, "DecoupledConfig", None, raising=False)
+    options = pipeline.config.objectives.__dict__
+    exec(compile(CONFIG, "docs/objectives.md:options", "exec"), options)
+    patch.setitem(options, "OPTIONS", {**options["OPTIONS"], **eval("{" + OPTIONS_LINE + "}", options)})
     module = execute(OBJECTIVE, "objective_of_the_document")
     added = eval("{" + REGISTRY_LINE + "}", module.__dict__)
-    return {**pipeline.objectives.REGISTRY, **added}
+    patch.setattr(pipeline.objectives, "REGISTRY", {**pipeline.objectives.REGISTRY, **added})
 
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.objectives, "REGISTRY", registry())
+    register(monkeypatch)
 
 
 def test_the_recipe_reaches_the_objective() -> None:
@@ -75,7 +80,7 @@ def test_one_sample_has_no_negatives() -> None:
 
 def train_on_a_rank() -> dict[str, Any]:
     """The contract suite's own run, in a process of its own."""
-    pipeline.objectives.REGISTRY = registry()
+    register(pytest.MonkeyPatch())
     contract.CASES[NAME] = (NAME, {})
     return contract.train(NAME, 0, contract.STEPS, None)
 
@@ -93,7 +98,7 @@ def test_it_keeps_the_contract() -> None:
 CONTRACT = [
     *(f"ObjectiveOutput.{name}" for name in ObjectiveOutput.__dataclass_fields__ if name != "loss"),
     *(name for name in vars(Objective) if not name.startswith("_")),
-    *("Config", "state_dict", "load_state_dict"),
+    *("config", "state_dict", "load_state_dict"),
 ]
 
 

@@ -16,6 +16,7 @@ from pipeline.launch.stages import Stage
 from pipeline.launch.work import work
 from pipeline.tracking.directory import known_runs
 from pipeline.tracking.mirror import only_mirror
+from pipeline.typed_files import Reader
 
 
 def work_on_all(run: Run) -> list[int]:
@@ -24,7 +25,7 @@ def work_on_all(run: Run) -> list[int]:
 
 def told(run_dir: Path) -> tuple[str, str]:
     """(id, status) of the directory's own run."""
-    known = known_runs(run_dir)
+    known = known_runs(run_dir, Reader())
     assert known is not None
     uri = known["tracking_uri"]
     return known["parent_run_id"], MlflowClient(uri, uri).get_run(known["parent_run_id"]).info.status

@@ -15,7 +15,7 @@ from data_prep.download import download
 from data_prep.speed import Speed, measure_speed
 from pipeline.errors import UserError
 from tests.hostile import JPEG, TROUBLE, HostileWeb, said
-from tests.unit.test_download import planned
+from tests.unit.downloads_support import planned
 
 FETCH, IMAGES = Fetch(threads=4, allow_private=True, retries=2, timeout_seconds=2), Images()
 
@@ -82,7 +82,8 @@ def test_a_download_that_goes_on_or_is_small_is_not_looked_at(tmp_path: Path, mo
     monkeypatch.setattr(data_prep.download, "measure_speed", measured)
     monkeypatch.setattr(data_prep.download, "_download_item", nothing_else)
     for rows, begun, wanted in ((1000, False, [1000]), (999, False, []), (1000, True, [])):
-        corpus, lines = planned(tmp_path / f"{rows}{begun}", rows, 100), list[str]()
+        corpus, _ = planned(tmp_path / f"{rows}{begun}", rows, samples_per_shard=100)
+        lines = list[str]()
         if begun:
             corpus.download(0).mkdir(parents=True)
         with pytest.raises(UserError, match="that is enough"):

@@ -15,9 +15,7 @@ from pipeline.config.loader import load_recipe
 from pipeline.engine.optimizer import build_optimizer
 from pipeline.engine.train_module import TrainModule, build_train_module
 from pipeline.errors import UserError
-from tests.distributed.test_training import TINY
-
-RESNET = {**TINY, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
+from tests.distributed.training_support import RESNET, TINY
 
 
 def build(*overrides: str, seed: int = 0, config: dict[str, Any] = TINY) -> TrainModule:

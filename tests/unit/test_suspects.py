@@ -9,7 +9,8 @@ import pytest
 from pipeline.health.broken import connection_is_lost, worker_died
 from pipeline.health.heartbeat import Heartbeat, read_heartbeats
 from pipeline.health.straggler import compare
-from pipeline.health.suspects import EXIT_AGAIN, Suspects, find_suspects
+from pipeline.health.suspects import Suspects, find_suspects
+from pipeline.stopping import EXIT_LOST
 
 
 def beat(rank: int, moves: int = 9, beats: int = 5, failed: str = "", status: int = 0, step: int = 3) -> Heartbeat:
@@ -35,7 +36,7 @@ def test_a_rank_that_beats_no_more_or_never_did_comes_next() -> None:
     found = suspects(4, alive(0, 1, 2), [beat(0), beat(1, beats=4), beat(2, moves=7)])
     assert "rank 1 (host n1, pid 101) after step 3, in Saving when last heard; rank 3, never heard" in found.words
     assert "rank 2" not in found.words
-    assert (found.exit_status, found.certain) == (EXIT_AGAIN, False)
+    assert (found.exit_status, found.certain) == (EXIT_LOST, False)
 
 
 def test_then_those_that_are_behind_and_those_that_lost_others() -> None:

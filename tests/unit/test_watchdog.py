@@ -15,8 +15,8 @@ from pipeline.config.schema import HealthConfig
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.health.heartbeat import Heartbeat, read_heartbeats
-from pipeline.health.suspects import EXIT_AGAIN
 from pipeline.health.watchdog import PeerLost, Watchdog
+from pipeline.stopping import EXIT_LOST
 from tests.distributed.launch import run_ranks
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -73,7 +73,7 @@ def test_why_a_rank_fails_is_left_for_the_others(tmp_path: Path, error: Exceptio
     assert (left.exit_status, left.failed, left.pid) == (status, noted, os.getpid())
 
 
-@pytest.mark.parametrize(("failed", "status"), [("UserError: no", 2), ("", EXIT_AGAIN)])
+@pytest.mark.parametrize(("failed", "status"), [("UserError: no", 2), ("", EXIT_LOST)])
 def test_a_broken_connection_is_told_as_the_loss_of_a_rank(tmp_path: Path, failed: str, status: int) -> None:
     with watchdog(tmp_path, size=2, hang_seconds=5) as watched:
         Heartbeat(1, "n1", 4711, 3, "in Saving", 9, 5, False, failed, status).write(tmp_path / "heartbeats")

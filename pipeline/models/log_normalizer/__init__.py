@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from pipeline.config.objectives import LogNormalizerConfig
 from pipeline.models.log_normalizer.anchors import AlphaDerivatives, Anchors
-from pipeline.models.log_normalizer.config import LogNormalizerConfig
 from pipeline.models.log_normalizer.mlp import MLPNetwork
 from pipeline.models.log_normalizer.prototypes import PrototypeNetwork
 
 __all__ = [
     "AlphaDerivatives",
     "Anchors",
-    "LogNormalizerConfig",
     "MLPNetwork",
     "PrototypeNetwork",
     "build_log_normalizer",

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.collectives import all_gather, all_reduce, own_slice
+from pipeline.config.objectives import LogNormalizerConfig
 from pipeline.errors import UserError
 from pipeline.models.log_normalizer.adagrad import adagrad_step
 from pipeline.models.log_normalizer.anchors import AlphaDerivatives, Anchors, Fitted
-from pipeline.models.log_normalizer.config import LogNormalizerConfig
 from pipeline.models.log_normalizer.fit import fit_slope
 from pipeline.models.residual_mlp import ResidualMLP
 
