@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 
 # Two workers with as many threads each as there are cores would stand in each other's way.
-test test-fast test-long test-servers: export OMP_NUM_THREADS := 1
+test test-fast test-long test-slurm: export OMP_NUM_THREADS := 1
 
 # Where this is set, every process would compile torch and the rest anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-servers lint bench lock clean
+.PHONY: setup demo test test-fast test-long test-slurm lint bench lock clean
 
 setup: $(VENV)/.installed
 
@@ -29,14 +29,13 @@ demo: setup
 test: setup lint
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not long and not slurm"
 
-# What is killed tens of times and ends the same, every change of ranks and stages, the chain on real images.
-SERVERS := tests/integration/test_tracking_storm.py
+# What is killed tens of times and ends the same, MLflow on PostgreSQL, every change of ranks and stages, the chain on
+# real images.
 test-long: setup
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "long and not slurm" --deselect $(SERVERS)
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "long and not slurm"
 
-# MLflow on PostgreSQL and on servers that are killed; then the chain on a real SLURM, whose nodes are this machine.
-test-servers: setup
-	$(BIN)/pytest -m long $(SERVERS)
+# The chain on a real SLURM, whose nodes are this machine.
+test-slurm: setup
 	$(BIN)/pytest -m slurm
 
 test-fast: setup lint

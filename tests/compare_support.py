@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from report_support import HOSTILE, HUGE
 
 from pipeline.config.schema import RunConfig
 from pipeline.tracking.jsonl import Point, _encode
+from tests.report_support import HOSTILE, HUGE
 
 SECTIONS = ("classification", "retrieval", "worst_group")
 MANIFEST = {
@@ -65,7 +65,7 @@ def fabricate_sweep(root: Path, groups: dict[str, float], seeds: int, **options:
             member = root / "members" / f"objective={objective},seed={seed}"
             fabricate_member(member, objective, seed, level=level, **options)
     _write(root / "corpora" / "demo" / "manifest.json", MANIFEST)
-    _write(root / "environment.json", {"version": "0.1.0", "commit": "c0ffee", "uncommitted": True, "host": HOSTILE})
+    _write(root / "environment.json", {"version": "0.1.0", "commit": "c0ffee+", "host": HOSTILE})
     return root
 
 

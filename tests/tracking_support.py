@@ -22,9 +22,10 @@ from typing import Any
 import yaml
 
 from pipeline.config.loader import load_recipe
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.tracking.jsonl import JsonlTracker, read_points
 from pipeline.tracking.lives import LivesTracker
+from pipeline.tracking.mirror import Mirror, Sent, only_mirror
 
 PATIENCE = 300  # seconds, for processes that import mlflow on a busy machine
 BATCH = 256
@@ -79,31 +80,79 @@ def plan(run_dir: Path, stages: Mapping[str, int], *overrides: str, members: Ite
         (home / "recipe.yaml").write_text(yaml.safe_dump(resolved))
 
 
-def attempt(run_dir: Path, stage: str, element: int, status: str | None, job: Any = None, host: str = "n1") -> None:
-    """One attempt at an element; None: it has no end. One that is done leaves its marker."""
+def attempt(
+    run_dir: Path, stage: str, element: int, status: str | None, job: Any = None, host: str = "n1", at: float = 1000.0
+) -> None:
+    """One attempt at an element, begun `at` unix seconds; None: it has no end. One that is done leaves its marker."""
     stages = run_dir / "stages"
     stages.mkdir(exist_ok=True)
-    event = {"attempt": 1, "time": 1000.0 + element, "host": host, "pid": 1, "job": job}
+    event = {"attempt": 1, "time": at + element, "host": host, "pid": 1, "job": job}
     lines = [{**event, "event": "begin"}]
     if status is not None:
-        end = {"event": "end", "time": 2000.0 + element, "status": status, "exit_status": 0, "reason": ""}
+        end = {"event": "end", "time": at + 1000 + element, "status": status, "exit_status": 0, "reason": ""}
         lines.append({**event, **end})
     with open(stages / f"{stage}.{element}.attempts.jsonl", "a") as stream:
         stream.writelines(json.dumps(line) + "\n" for line in lines)
     if status == "done":
-        marker = {"status": "done", "started_at": 1000.0, "seconds": 1.0, "fingerprint": "", "outputs": {}}
+        marker = {"status": "done", "started_at": at, "seconds": 1.0, "fingerprint": "", "outputs": {}}
         write_json(stages / f"{stage}.{element}.json", marker)
 
 
-def results(home: Path, average: float = 0.5) -> None:
-    """An exported model and its evaluation."""
-    write_json(home / "model/export.json", {"weights_sha256": "ab" * 32, "samples_seen": 9 * BATCH})
-    (home / "model/open_clip_model.safetensors").write_bytes(b"weights" * 100)
-    task = {"task": "imagenet", "score": average, "data_fingerprint": PRINT, "checkpoint_sha256": "ab" * 32}
-    write_json(home / "results/imagenet.json", task)
+def exported(home: Path, weights: str = "ab" * 32, step: int = 9) -> None:
+    """An exported model."""
+    known = {"checkpoint": f"step-{step:08d}", "weights_sha256": weights, "samples_seen": step * BATCH}
+    write_json(home / "model/export.json", known)
+    (home / "model/open_clip_model.safetensors").write_bytes(weights.encode() * 100)
+
+
+def results(home: Path, average: float = 0.5, weights: str = "ab" * 32) -> None:
+    """An evaluation of the exported model."""
+    of = {"checkpoint_sha256": weights}
+    write_json(home / "results/imagenet.json", {"task": "imagenet", "score": average, "data_fingerprint": PRINT, **of})
     groups = {"natural": {"tasks": 1, "mean": average}}
-    summary = {"average": average, "tasks": 1, "groups": groups, "scores": {"imagenet": {"score": average}}}
+    summary = {"average": average, "tasks": 1, "groups": groups, "scores": {"imagenet": {"score": average}}, **of}
     write_json(home / "results/aggregate.json", summary)
+
+
+def advance(run_dir: Path) -> Sent:
+    """Mirror it once; nothing is left."""
+    with only_mirror(run_dir):
+        sent = Mirror(run_dir).advance()
+    assert sent.problems == []
+    return sent
+
+
+AVERAGES = {("neuclip", 0): 0.5, ("neuclip", 1): 0.7, ("openclip", 0): 0.4, ("openclip", 1): 0.4}
+
+
+def mirrored_sweep(root: Path) -> dict[tuple[str, int], Path]:
+    """Two objectives, two seeds, finished and sent to ROOT/mlflow.db; returns the members' folders."""
+    homes = {key: root / f"members/objective={key[0]},seed={key[1]}" for key in AVERAGES}
+    overrides = ("tracking.experiment=neuclip", "tracking.models=false")
+    plan(root, {"train": 1, "export": 1, "evaluate": 1}, *overrides, members=[home.name for home in homes.values()])
+    for number, ((objective, seed), home) in enumerate(homes.items()):
+        recipe(home, f"objective={objective}", f"seed={seed}")
+        life = begin_life(home)
+        log(home, range(1, 5 + number))
+        life.close("finished")
+        exported(home, f"{number}" * 64)
+        results(home, AVERAGES[objective, seed], f"{number}" * 64)
+        for stage in ("train", "export", "evaluate"):
+            attempt(root, stage, number, "done")
+    advance(root)
+    return homes
+
+
+def runs_of(run_dir: Path) -> dict[str, str]:
+    """Ids of its runs by key, as mlflow.json has them."""
+    known = read_json(run_dir / "mlflow.json")
+    return {"": known["parent_run_id"], **known["runs"]}
+
+
+def status(uri: str, run_id: str) -> str:
+    from mlflow import MlflowClient
+
+    return str(MlflowClient(uri, uri).get_run(run_id).info.status)
 
 
 def assert_arrived(client: Any, run_id: str, spool: Path) -> None:
