@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation import fmow
+from pipeline.evaluation.kinds import fmow
 from pipeline.evaluation.metadata import Metadata
 from pipeline.evaluation.task_run import Rows
 from pipeline.evaluation.tasks import Task

@@ -120,7 +120,7 @@ def described(out: Path, task: str, definition: Task, result: Result) -> Result:
 def code_version(package: Path = Path(__file__).parent) -> str:
     """The package's version, and a digest of the sources of this package that decide a score."""
     digest = hashlib.sha256()
-    for source in sorted(package.glob("*.py")):
+    for source in sorted(package.rglob("*.py")):
         if source.stem not in _DECIDE_NO_SCORE:
             digest.update(source.read_bytes())
     return f"{pipeline.__version__}+{digest.hexdigest()[:12]}"

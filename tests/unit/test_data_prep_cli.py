@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-import data_prep.cli_plan
+import data_prep.cli.plan
 from data_prep.cli import main
 
 
@@ -113,8 +113,8 @@ def test_work_items_that_are_large_are_noted(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "demo/metadata").mkdir(parents=True)
     table = {"uid": [f"{n:032x}" for n in range(9)], "url": [f"http://h/{n}" for n in range(9)], "caption": ["c"] * 9}
     pq.write_table(pa.table(table), tmp_path / "demo/metadata/rows.parquet")
-    monkeypatch.setattr(data_prep.cli_plan, "LARGE_ITEM_ROWS", 3)
-    monkeypatch.setattr(data_prep.cli_plan, "VERIFY_BYTES_PER_ROW", 2**30)
+    monkeypatch.setattr(data_prep.cli.plan, "LARGE_ITEM_ROWS", 3)
+    monkeypatch.setattr(data_prep.cli.plan, "VERIFY_BYTES_PER_ROW", 2**30)
     plan = ["--root", str(tmp_path), "plan", "demo", "--dry-run"]
     assert "up to 5 rows; `verify` takes about 5.0 GiB" in CliRunner().invoke(main, [*plan, "--tasks", "2"]).output
     assert "note" not in CliRunner().invoke(main, [*plan, "--tasks", "3"]).output

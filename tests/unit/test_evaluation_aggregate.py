@@ -172,7 +172,7 @@ def test_where_nothing_is_named_it_says_what_to_name(tmp_path):
     "module",
     [
         "classification",
-        "fmow",
+        "kinds/fmow",
         "reading",
         "tar_members",
         "encoder",

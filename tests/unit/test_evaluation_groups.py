@@ -8,10 +8,10 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, jaccard_score, recall_score
 
-from pipeline.evaluation import fairface, winogavil
-from pipeline.evaluation.classification import mean_per_class_recall
-from pipeline.evaluation.fmow import by_year_and_region
-from pipeline.evaluation.iwildcam import macro_f1
+from pipeline.evaluation.kinds import fairface, winogavil
+from pipeline.evaluation.kinds.classification import mean_per_class_recall
+from pipeline.evaluation.kinds.fmow import by_year_and_region
+from pipeline.evaluation.kinds.iwildcam import macro_f1
 from pipeline.evaluation.metadata import Metadata, share_by_group
 from pipeline.evaluation.tasks import datacomp_tasks
 

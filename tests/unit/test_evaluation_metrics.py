@@ -8,8 +8,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 
-from pipeline.evaluation import classification, retrieval
-from pipeline.evaluation.classification import judged, mean_per_class_recall
+from pipeline.evaluation.kinds import classification, retrieval
+from pipeline.evaluation.kinds.classification import judged, mean_per_class_recall
 from pipeline.evaluation.tasks import Task
 
 SEEDS = range(5)

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from pipeline.errors import UserError
-from pipeline.evaluation.classification import parse_label
+from pipeline.evaluation.kinds.classification import parse_label
 from pipeline.evaluation.metadata import ParseMetadata, check_widths, metadata_rows
 from pipeline.evaluation.reading import read_batches
 from pipeline.evaluation.samples import images

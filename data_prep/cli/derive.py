@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from data_prep.console import EXAMPLE, answer, json_option, name_argument
+from data_prep.cli.console import EXAMPLE, answer, json_option, name_argument
 
 _OPTIONS = (
     click.option("--out", required=True, help="Name of the new corpus, or a URL that ends with it (s3://bucket/name)."),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from data_prep.console import EXAMPLE, answer, find_corpus, json_option, name_argument
+from data_prep.cli.console import EXAMPLE, answer, find_corpus, json_option, name_argument
 
 
 @click.command(epilog=EXAMPLE + "data-prep report demo")

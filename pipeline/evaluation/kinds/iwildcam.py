@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pipeline.evaluation import classification
-from pipeline.evaluation.classification import ParseLabelAndMetadata
+from pipeline.evaluation.kinds import classification
+from pipeline.evaluation.kinds.classification import ParseLabelAndMetadata
 from pipeline.evaluation.metadata import ParseMetadata
 from pipeline.evaluation.task_run import Metrics, Rows, TaskRun
 from pipeline.evaluation.tasks import Task

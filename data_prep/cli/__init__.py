@@ -6,14 +6,8 @@ from pathlib import Path
 
 import click
 
-from data_prep.cli_define import metadata, new
-from data_prep.cli_derive import merge, reshard, subset, upload
-from data_prep.cli_download import download, retry
-from data_prep.cli_plan import plan
-from data_prep.cli_publish import manifest, status, verify
-from data_prep.cli_report import report
-from data_prep.cli_sources import fabricate, serve
-from data_prep.console import DataPrep
+from data_prep.cli import define, derive, download, plan, publish, report, sources
+from data_prep.cli.console import DataPrep
 from pipeline.errors import UserError
 
 
@@ -49,20 +43,20 @@ def main(context: click.Context, root: Path) -> None:
 
 
 for command in (
-    new,
-    metadata,
-    fabricate,
-    serve,
-    plan,
-    download,
-    verify,
-    retry,
-    manifest,
-    status,
-    report,
-    subset,
-    merge,
-    reshard,
-    upload,
+    define.new,
+    define.metadata,
+    sources.fabricate,
+    sources.serve,
+    plan.plan,
+    download.download,
+    publish.verify,
+    download.retry,
+    publish.manifest,
+    publish.status,
+    report.report,
+    derive.subset,
+    derive.merge,
+    derive.reshard,
+    derive.upload,
 ):
     main.add_command(command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from data_prep.console import EXAMPLE, answer, find_corpus, json_option, name_argument
+from data_prep.cli.console import EXAMPLE, answer, find_corpus, json_option, name_argument
 
 if TYPE_CHECKING:
     from data_prep.corpus import Corpus

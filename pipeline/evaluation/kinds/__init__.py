@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from pipeline.evaluation import classification, fairface, fmow, iwildcam, retrieval, winogavil, worst_group
+from pipeline.evaluation.kinds import classification, fairface, fmow, iwildcam, retrieval, winogavil, worst_group
 from pipeline.evaluation.metadata import Row
 from pipeline.evaluation.reading import Parse
 from pipeline.evaluation.task_folder import TaskFolder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from data_prep.console import EXAMPLE, answer, find_corpus, json_option, name_argument, task_option
+from data_prep.cli.console import EXAMPLE, answer, find_corpus, json_option, name_argument, task_option
 from pipeline.errors import UserError
 
 

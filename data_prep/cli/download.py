@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from data_prep.console import EXAMPLE, answer, fetch_options, find_corpus, json_option, name_argument, task_option
+from data_prep.cli.console import EXAMPLE, answer, fetch_options, find_corpus, json_option, name_argument, task_option
 
 if TYPE_CHECKING:
     from data_prep.corpus import Fetch

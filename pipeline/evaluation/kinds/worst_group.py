@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.evaluation import classification
-from pipeline.evaluation.classification import ParseLabelAndMetadata
+from pipeline.evaluation.kinds import classification
+from pipeline.evaluation.kinds.classification import ParseLabelAndMetadata
 from pipeline.evaluation.metadata import MOST_GROUPS, Metadata, ParseMetadata, share_by_group
 from pipeline.evaluation.task_run import Metrics, Rows, TaskRun
 from pipeline.evaluation.tasks import Task
