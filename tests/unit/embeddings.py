@@ -22,3 +22,12 @@ def hard_batches():
         "two samples": (e1[:2], e2[:2]),
         "aligned": (e1, e1),
     }
+
+
+def rounding(tau: float) -> float:
+    """Of h = (s_ij - s_ii) / tau in fp32: similarities near 1 are rounded each in its own way.
+
+    Which way depends on the processor. It is a relative error of exp(h), so of a term of a gradient; where all
+    embeddings are identical, terms cancel and nothing else is left.
+    """
+    return 2 * torch.finfo(torch.float32).eps / tau
