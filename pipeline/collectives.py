@@ -85,12 +85,12 @@ def ring_shift(tensor: Tensor) -> Tensor:
     return received
 
 
-def broadcast_object(value: T, source: int = 0) -> T:
-    """A picklable value of rank `source`, on every rank."""
+def broadcast_object(value: T) -> T:
+    """A picklable value of rank 0, on every rank."""
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, source)
+    dist.broadcast_object_list(box, src=0)
     return box[0]
 
 

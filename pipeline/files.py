@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -96,16 +96,13 @@ def read_json(path: Path | str) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def read_object(path: Path | str, needs: Collection[str] = ()) -> dict[str, Any] | None:
-    """Read one JSON object, of a YAML file one mapping; None where there is no file, or not one that can be read.
-
-    needs: keys; without one of them it counts as one that cannot be read.
-    """
+def read_object(path: Path | str) -> dict[str, Any] | None:
+    """Read one JSON object, of a YAML file one mapping; None where there is no file, or not one that can be read."""
     try:
         value = parse_yaml(Path(path).read_bytes()) if Path(path).suffix in (".yaml", ".yml") else read_json(path)
     except (OSError, *_NO_JSON):
         return None
-    return value if isinstance(value, dict) and value.keys() >= set(needs) else None
+    return value if isinstance(value, dict) else None
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:

@@ -36,15 +36,15 @@ def short_count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | None) -> str:
     """A share in per cent."""
-    return MISSING if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}"
+    return MISSING if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
 
 
-def points(value: float, digits: int = 1) -> str:
+def points(value: float) -> str:
     """A difference of shares in percentage points, with its sign."""
-    rounded = round(100 * value, digits)
-    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+    rounded = round(100 * value, 1)
+    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
 
 
 def hours(value: float | None) -> str:

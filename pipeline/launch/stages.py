@@ -42,11 +42,6 @@ class Stage:
         """The number of the sweep's member that the element works for; 0 where it is for the run as a whole."""
         return element // self.per_member if self.per_member else 0
 
-    def of_member(self, member: int) -> range:
-        """The elements that work for one member; all, where they are for the run as a whole."""
-        each = self.per_member or self.elements
-        return range(member * each, (member + 1) * each)
-
     def paths_of(self, paths: RunPaths, element: int) -> RunPaths:
         """Those of the member that the element works for, or of the run as a whole."""
         return paths.member(self.member_of(element)) if self.per_member else paths

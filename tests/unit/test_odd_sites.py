@@ -26,7 +26,7 @@ from pipeline.launch.slurm import commands, dry_run
 from pipeline.locks import exclusive, is_held, shared, taking_turns
 from pipeline.report.compare.find import find_runs
 
-LINE = "12|3|RUNNING|None|n[1-2]|0:00|1:00|N/A|demo-train-0123abcd"
+LINE = "12|3|RUNNING|None|n[1-2]|demo-train-0123abcd"
 
 
 @pytest.fixture

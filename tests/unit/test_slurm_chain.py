@@ -35,7 +35,7 @@ def below(elements: set[tuple[str, int]]) -> set[tuple[str, int]]:
 
 
 def pending(job: str) -> Queued:
-    return Queued(job, None, "PENDING", "Dependency", "", "0:00", "1:00", "N/A", "demo")
+    return Queued(job, None, "PENDING", "Dependency", "", "demo")
 
 
 @given(ELEMENTS, st.integers(1, 7), st.sampled_from([None, 2]))

@@ -20,7 +20,7 @@ _FINAL = {
 # Neither quotes: a title, in which anything may stand, comes last.
 _SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,JobName")
 _SQUEUE_ALL = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%j")
-_FIELDS = ("%F", "%K", "%T", "%r", "%N", "%M", "%L", "%S", "%j")
+_FIELDS = ("%F", "%K", "%T", "%r", "%N", "%j")
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,6 @@ class Queued:
     state: str
     reason: str
     nodes: str
-    elapsed: str
-    left: str
-    start: str
     title: str
 
     @property
