@@ -31,7 +31,7 @@ def short_count(value: float | None) -> str:
     if value is None:
         return MISSING
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
+        if value >= 0.9995 * size:  # which three digits round to it
             return f"{value / size:.3g}{unit}"
     return f"{value:.0f}"
 
@@ -48,7 +48,7 @@ def points(value: float) -> str:
 
 
 def hours(value: float | None) -> str:
-    """Hours, to two digits below ten."""
+    """Hours, to three digits; from 100 on whole ones."""
     return MISSING if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -74,10 +74,10 @@ def duration(seconds: float | None) -> str:
 def size(number: float) -> str:
     """Bytes as 512 MB or 3.1 TB."""
     for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
+        if number < 999.5:  # from there on three digits are 1000, which `g` writes as 1e+03
             return f"{number:.3g} {unit}"
         number /= 1000
-    return f"{number:,.3g} TB"
+    return f"{number:.3g} TB" if number < 999.5 else f"{number:,.0f} TB"
 
 
 def words(name: object) -> str:
