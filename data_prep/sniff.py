@@ -45,7 +45,7 @@ class ColumnPreview:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a look into the files showed. rows: of all files, exact for Parquet, else reckoned from the first lines.
+    """What a look into the files showed. rows: of all files, exact for Parquet, else by their (first) lines.
 
     Of the sampled rows: lengths of captions in characters, the most frequent hosts, and how many rows repeat an
     earlier one's URL, or its URL and caption.
@@ -228,8 +228,9 @@ def _preview(files: Sequence[MetadataFile], table: pa.Table, url: str | None, ca
 def describe(preview: Preview) -> str:
     """The preview for people."""
     about = "" if preview.format == "Parquet" else "about "
+    files = f"{preview.format} file" if preview.files == 1 else f"{preview.format} files"
     lines = [
-        f"{preview.files} {preview.format} files, {about}{preview.rows:,} rows; of {preview.sampled:,} sampled:",
+        f"{preview.files:,} {files}, {about}{preview.rows:,} rows; of {preview.sampled:,} sampled:",
         "",
     ]
     roles = {preview.url: "url", preview.caption: "caption", preview.uid: "uid"}

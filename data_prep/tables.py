@@ -96,16 +96,16 @@ class MetadataFile:
 
     @cached_property
     def rows(self) -> int:
-        """Rows: of Parquet as its footer says, else reckoned from the length of the first lines."""
+        """Rows: of Parquet as its footer says, else the lines of a short file, of a long one by its first."""
         if self.format == "Parquet":
             return self._parquet_rows
         with pa.input_stream(str(self.path)) as stream:
             start = stream.read(_START_BYTES)
-        lines = max(start.count(b"\n"), 1)
         if len(start) < _START_BYTES:
-            return lines
-        unpacked = 1 if self.path.suffix not in _COMPRESSIONS else 3
-        return max(int(os.path.getsize(self.path) * unpacked * lines / max(len(start), 1)), 1)
+            header = self.format != "JSON lines" and not self._header
+            return max(len(start.splitlines()) - header, 0)
+        lines, unpacked = start.count(b"\n"), 1 if self.path.suffix not in _COMPRESSIONS else 3
+        return max(int(os.path.getsize(self.path) * unpacked * lines / len(start)), 1)
 
     def batches(self, pieces: Sequence[int] | None = None) -> Iterator[Batch]:
         """The rows of some pieces, by default all, in order. Raises UserError that says where the file is damaged."""

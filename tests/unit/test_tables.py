@@ -80,6 +80,26 @@ def test_a_csv_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFac
     assert read(MetadataFile(path, WANTED)) == rows
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("a.csv", "url,caption\nhttp://h/1,one\nhttp://h/2,two\n", 2),
+        ("a.csv", "url,caption\nhttp://h/1,one\nhttp://h/2,two", 2),
+        ("a.tsv", "url\tcaption\n", 0),
+        ("a.jsonl", '{"url": "http://h/1", "caption": "one"}', 1),
+    ],
+)
+def test_rows_of_a_short_file_are_its_lines_but_the_header(tmp_path: Path, name: str, content: str, rows: int) -> None:
+    (tmp_path / name).write_text(content)
+    file = MetadataFile(tmp_path / name, {"url": "text"})
+    assert file.rows == rows == len(read(file))
+
+
+def test_no_line_of_a_file_without_names_is_a_header(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("http://h/1,one\nhttp://h/2,two\n")
+    assert MetadataFile(tmp_path / "a.csv", {"url": "text"}, ("url", "caption")).rows == 2
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_a_file_without_a_header_line(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, [ROWS[0], ROWS[3]], header=False)
