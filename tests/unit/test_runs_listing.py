@@ -67,6 +67,17 @@ def test_runs_are_found_in_sweeps_in_folders_and_by_pattern_each_once(root):
         find_runs([root / "notes"])
 
 
+def test_a_corpus_beside_the_runs_is_none_though_it_has_a_plan(root, tmp_path):
+    corpus = tmp_path / "corpora" / "birds"
+    corpus.mkdir(parents=True)
+    for name in ("corpus.yaml", "plan.json"):
+        (corpus / name).write_text("{}")
+    (tmp_path / "runs").symlink_to(root)
+    assert not any("corpora" in run.name for run in find_runs([tmp_path]))
+    with pytest.raises(UserError, match="no run in"):
+        find_runs([corpus])
+
+
 def test_links_to_runs_are_followed_and_circles_end(root, tmp_path, monkeypatch):
     for name in ("again", "and again"):
         (tmp_path / name).symlink_to(tmp_path)

@@ -32,7 +32,7 @@ def _named(path: str) -> list[Path]:
 
 def _below(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
     folder = folder.resolve()
-    if folder in seen or not folder.is_dir():
+    if folder in seen or not folder.is_dir() or (folder / "corpus.yaml").is_file():  # a corpus has a plan.json too
         return
     seen.add(folder)
     members = folder / MEMBERS
