@@ -1,5 +1,8 @@
 """Real images: emoji in seven drawing styles, with CIFAR-10 and groceries to name.
 
+In the folder NEUCLIP_TEST_DATA: the files of docs/corpora.md's emoji corpus, cifar10_test.parquet and groceries. Where
+they are not, the laboratory draws scenes instead.
+
 Two drawing styles and a tenth of the concepts are never trained on. Half of the concepts in the held-out styles and
 the concepts of `split = val` are for tuning, the other half and `split = test` for reporting.
 """
@@ -7,6 +10,7 @@ the concepts of `split = val` are for tuning, the other half and `split = test` 
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from pathlib import Path
 
@@ -16,7 +20,7 @@ import torch
 from data_prep.fabricate.emoji import Emoji, read_emoji
 from lab.data import CAPTIONS, CONTEXT, VOCABULARY, Corpus, Task, Vocabulary, pixels
 
-FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data"
+FOLDER = Path(os.environ.get("NEUCLIP_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 HELD_OUT_STYLES = ("twemoji", "openmoji")
 TEMPLATES = ("{c}", "{c} emoji", "an emoji of {c}", "an icon of {c}", "a drawing of {c}")
 

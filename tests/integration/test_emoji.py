@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-DATA = Path(os.environ.get("NEUCLIP_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+from tests.real_data import DATA
 
 pytestmark = [
     pytest.mark.long,

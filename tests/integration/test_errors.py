@@ -73,7 +73,7 @@ def test_a_recipe_that_needs_a_folder(tmp_path: Path) -> None:
     assert "no folder nowhere: give one with data=PATH" in said(
         "run", "emoji", "--workdir", tmp_path / "d", "data=nowhere"
     )
-    assert "give it with data=PATH" in said("run", "emoji", "--workdir", tmp_path / "d", "data=null")
+    assert "give it with data=PATH" in said("run", "emoji", "--workdir", tmp_path / "d")
     assert not (tmp_path / "d").exists()
 
 

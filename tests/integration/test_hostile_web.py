@@ -25,8 +25,8 @@ from PIL import Image
 from data_prep.manifest import read_manifest
 from data_prep.speed import URLS
 from tests.hostile import BODY_MIB, GOOD, TROUBLE, HostileWeb, encoded, said
+from tests.real_data import DATA
 
-DATA = Path(os.environ.get("NEUCLIP_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ODD_FILES = sorted(path for path in DATA.glob("oddmodes/*") if path.suffix != ".csv")
 CAPTIONS = {
     "/good.jpg": "line one\nline\ttwo \r\n three",

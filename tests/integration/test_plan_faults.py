@@ -21,8 +21,8 @@ from data_prep.parts import make_part
 from data_prep.plan import make_plan, read_item, read_plan
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
+from tests.real_data import DATA
 
-DATA = Path(os.environ.get("NEUCLIP_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ROWS, FILES, TASKS, KILLS = 40_000, 4, 5, 8
 CUT = {"tasks": TASKS, "samples_per_shard": 100}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from data_prep.fabricate.datacomp import fabricate_datacomp
 from data_prep.fabricate.scenes import COLOURS
 from pipeline.errors import UserError
 from pipeline.evaluation.tasks import datacomp_tasks, load_tasks, task_path
+from tests.real_data import DATA
 
-DATA = Path(os.environ.get("NEUCLIP_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 CIFAR10 = DATA / "cifar10_test.parquet"
 IMAGE_KEYS = ["webp", "png", "jpg", "jpeg"]
 

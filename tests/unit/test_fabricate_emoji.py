@@ -3,7 +3,6 @@ skin tones; every URL leads to its image; captions vary and are true; the tasks 
 DataComp's form.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from data_prep.fabricate.emoji import ANNOTATIONS_FILE, IMAGES_FILE
 from data_prep.serve import ImageServer
 from pipeline.errors import UserError
 from pipeline.evaluation.tasks import load_tasks
+from tests.real_data import DATA
 
 BASE = "http://127.0.0.1:9"
 STYLE = "openmoji"
-DATA = Path(os.environ.get("NEUCLIP_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 needs_data = pytest.mark.skipif(
     not (DATA / IMAGES_FILE).is_file(),
     reason=f"no {IMAGES_FILE} in {DATA}: set NEUCLIP_TEST_DATA to a folder that has it",
