@@ -18,7 +18,7 @@ UNTRAINED_MODEL = "tiny-with-random-weights"  # the folder's name is what every 
 _mlflow = click.option(
     "--mlflow/--no-mlflow",
     default=None,
-    help="Record the scores in MLflow, in the checkpoint's run.  [default: if OUT lies in a run directory]",
+    help="Record the scores in MLflow, in the checkpoint's run.  [default: if the results lie in a run directory]",
 )
 
 

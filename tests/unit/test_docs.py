@@ -1,7 +1,8 @@
-"""The pages say what is there: every command with its options, every setting, every link, every module."""
+"""The pages say what is there: every command with its options, every setting, metric, link and module."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ COMMAND = re.compile(
 )
 SECTIONS = [name for name, field in RunConfig.model_fields.items() if isinstance(field.annotation, type(Section))]
 SETTING = re.compile(rf"(?<![\w./-])((?:{'|'.join(SECTIONS)})\.[a-z_]+)\b(?!\()")
+
+METRIC = re.compile(r"(?:train|npn|amorlip|fastclip|siglip|data|checkpoint|health|ranks|system)/[a-z0-9_]+")
 
 
 def typed(text: str) -> Iterator[tuple[click.Group, list[str]]]:
@@ -70,6 +73,15 @@ def test_every_setting_is_one(page: Path) -> None:
         files = ("md", "py", "yaml", "json", "sbatch", "state_dict")
         known = RunConfig.model_fields[section].annotation
         assert key in files or key in known.model_fields, f"{page.name}: {name}"
+
+
+def test_every_metric_is_explained() -> None:
+    """Those whose names are written out in the code; what comes after a `_` at the end is made there."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    nodes = (node for path in (ROOT / "pipeline").rglob("*.py") for node in ast.walk(ast.parse(path.read_text())))
+    names = {str(node.value) for node in nodes if isinstance(node, ast.Constant) and METRIC.fullmatch(str(node.value))}
+    assert len(names) > 40
+    assert not [name for name in sorted(names) if not re.search(rf"`{name}\b" if name[-1] != "_" else name, text)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
