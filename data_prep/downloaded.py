@@ -50,9 +50,11 @@ class Done:
 
     @property
     def ok(self) -> int:
+        """Rows that are images."""
         return self.outcomes.get(OK, 0)
 
     def shards_of(self, attempt: int) -> list[dict[str, Any]]:
+        """The tars of one attempt, 0 the first."""
         return [shard for shard in self.shards if shard["attempt"] == attempt]
 
 

@@ -208,6 +208,7 @@ def inputs(corpus: Corpus) -> dict[str, Path]:
 
 
 def digests(files: Mapping[str, Path]) -> dict[str, str]:
+    """sha256 of each file, under its name."""
     return {name: sha256_file(path) for name, path in files.items()}
 
 

@@ -58,6 +58,7 @@ class Screened:
     rows: pa.Table
 
     def dropped(self) -> dict[str, int]:
+        """Reason to rows; only those that there are."""
         numbers = np.bincount(self.reasons, minlength=len(REASONS) + 1)
         return {reason: int(numbers[code]) for reason, code in _CODES.items() if numbers[code]}
 

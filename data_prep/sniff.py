@@ -253,6 +253,7 @@ def describe(preview: Preview) -> str:
 
 
 def as_json(preview: Preview) -> dict[str, Any]:
+    """The preview for programs."""
     return asdict(preview)
 
 

@@ -33,13 +33,16 @@ class Speed:
 
     @property
     def images_per_second(self) -> float:
+        """Of one process."""
         return self.outcomes.get(OK, 0) / self.seconds
 
     @property
     def megabytes_per_second(self) -> float:
+        """Of one process, in 10^6 bytes."""
         return self.bytes / 1e6 / self.seconds
 
     def hours(self, rows: int, processes: int) -> float:
+        """That so many rows take so many processes on this machine."""
         return rows / (self.rows_per_second * processes) / 3600
 
     def describe(self, rows: int, processes: int) -> str:

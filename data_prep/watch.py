@@ -41,6 +41,7 @@ class Watch:
 
     @property
     def counts(self) -> dict[str, int]:
+        """Cause to rows that have ended."""
         return tally(self._counts)
 
     def add(self, counts: Mapping[str, int]) -> None:
@@ -53,6 +54,7 @@ class Watch:
                 self.stop(diagnosis)
 
     def count(self, cause: str) -> None:
+        """One row ended so."""
         with self._lock:
             self._counts[cause] += 1
             self._unanswered = self._unanswered + 1 if cause in NO_ANSWER else 0
@@ -62,6 +64,7 @@ class Watch:
                 self.stop(f"{FIRST_ROWS:,} rows one after the other without any answer. {_HINTS[cause]} {_ACCEPT}")
 
     def stop(self, reason: str) -> None:
+        """No more rows are asked for; the first reason stands."""
         self.stopped = self.stopped or reason
 
 

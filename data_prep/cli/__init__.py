@@ -33,7 +33,8 @@ def main(context: click.Context, root: Path) -> None:
     plan cuts the rows into work items, download fetches them, verify proves what came, manifest publishes it.
     Every command can be killed and run again: it does what is missing and nothing else.
 
-    NAME is a shipped corpus (demo, emoji), a YAML definition, a folder in the root or elsewhere.
+    NAME is a shipped corpus (cc3m, datacomp-1b, ...; a name that is none is answered with all), a YAML definition, a
+    folder in the root or elsewhere.
     """
     if ":/" in str(root):  # as a path, `s3://` has one slash
         raise UserError(

@@ -31,6 +31,7 @@ def folder(paths: RunPaths) -> Path:
 
 
 def ledger(paths: RunPaths) -> Path:
+    """`jobs.jsonl`: what was submitted and what was taken out of the queue, a line each."""
     return folder(paths) / "jobs.jsonl"
 
 
@@ -47,6 +48,7 @@ def name_of(job: Mapping[str, Any]) -> str:
 def note_submitted(
     paths: RunPaths, stage: str, job: str, offset: int, elements: Sequence[int], command: Sequence[str]
 ) -> None:
+    """Note a call of sbatch. job: the id that it gave. offset: of index 0 of its array among the stage's elements."""
     _note(paths, "submitted", stage, elements, {"job": job, "offset": offset, "command": list(command)})
 
 

@@ -20,10 +20,12 @@ class EmbeddingRing:
 
     @property
     def capacity(self) -> int:
+        """M: how many embeddings of each side it may hold."""
         return self.embeddings.shape[1]
 
     @property
     def held(self) -> int:
+        """How many of each side it holds."""
         return min(self.samples_seen, self.capacity)
 
     def write(self, embeddings: Tensor) -> None:
@@ -41,8 +43,10 @@ class EmbeddingRing:
         return rows.repeat(-(-self.capacity // self.held))[: self.capacity].to(self.embeddings.device)
 
     def state(self) -> dict[str, Any]:
+        """All of it, copied."""
         return {"ring": self.embeddings.clone(), "samples_seen": self.samples_seen}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave, on this device."""
         self.embeddings = state["ring"].to(self.embeddings.device, copy=True)
         self.samples_seen = state["samples_seen"]
