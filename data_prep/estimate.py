@@ -17,6 +17,7 @@ from data_prep.plan import read_plan
 from data_prep.screen import Screen
 from data_prep.tables import MetadataFile
 from pipeline.errors import UserError
+from pipeline.text import size
 
 _SAMPLED_FILES = 16  # spread evenly, of each its first batch or, of Parquet, the first of its middle row group
 _HOST = r"^(?i:https?)://(?P<host>[^/?#]*)"
@@ -145,17 +146,10 @@ def as_text(result: Estimate) -> str:
         f"images:     {result.images:,}, if {result.assumed['success']:.0%} of the rows still are there",
         f"speed:      {result.downloads_per_second:,.0f} downloads per second on {result.nodes:,} nodes of "
         f"{result.assumed['images_per_second']:,.0f}, for {result.hours:,.2f} hours",
-        f"disk:       {_bytes(result.disk_bytes)} of shards, and as much again until `verify` is through",
+        f"disk:       {size(result.disk_bytes)} of shards, and as much again until `verify` is through",
         f"requests:   {result.requests:,}, of which {result.retries:,} are further attempts for rows that fail",
         f"failures:   at most {waiting:,.0f} connection-hours of waiting, if every one is a timeout: "
         f"{waiting / result.connections:,.1f} hours of {result.connections:,} connections",
         "per host:   " + ", ".join(f"{h['host']} {h['requests']:,} ({h['per_second']:,.1f}/s)" for h in result.hosts),
     ]
     return "\n".join(lines)
-
-
-def _bytes(number: float) -> str:
-    unit = 0
-    while number >= 1000 and unit < 5:
-        number, unit = number / 1000, unit + 1
-    return f"{number:,.1f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[unit]}"

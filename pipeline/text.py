@@ -72,12 +72,12 @@ def duration(seconds: float | None) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes as 512 MB or 3.1 TB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
+    """Bytes as 512 MB or 3.14 TB, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if number < 999.5:  # from there on three digits are 1000, which `g` writes as 1e+03
             return f"{number:.3g} {unit}"
         number /= 1000
-    return f"{number:.3g} TB" if number < 999.5 else f"{number:,.0f} TB"
+    return f"{number:.3g} PB"
 
 
 def words(name: object) -> str:

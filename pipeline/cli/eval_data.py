@@ -10,6 +10,7 @@ import click
 
 from pipeline.cli.options import tasks_option
 from pipeline.errors import UserError
+from pipeline.text import size
 
 if TYPE_CHECKING:
     from pipeline.evaluation.download import Wanted
@@ -74,7 +75,7 @@ def download(data: Path, tasks: str, dry_run: bool) -> None:
     for name, wanted in plan.items():
         click.echo(_line(name, wanted))
     missing = sum(wanted.missing_bytes for wanted in plan.values())
-    click.echo(f"{_size(missing)} to fetch; {data} has room for {_size(free_bytes(data))}")
+    click.echo(f"{size(missing)} to fetch; {data} has room for {size(free_bytes(data))}")
     if not dry_run:
         with bytes_progress() as report:
             fetched, failed = download(data, plan, report)
@@ -149,11 +150,7 @@ def _line(name: str, wanted: Wanted) -> str:
     first = wanted.files[0]
     there = len(wanted.files) - len(wanted.missing)
     files = f"{len(wanted.files)} files" + (f", {there} already here" if there else "")
-    return f"{name:48} {_size(wanted.bytes):>10} in {files}  {first.repository}@{first.commit[:12]}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+    return f"{name:48} {size(wanted.bytes):>10} in {files}  {first.repository}@{first.commit[:12]}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -16,8 +16,8 @@ from pipeline import text
         (999_499, "999 kB"),
         (999_600, "1 MB"),
         (3_140_000_000_000, "3.14 TB"),
-        (999.7e12, "1,000 TB"),
-        (28e15, "28,000 TB"),
+        (999.7e12, "1 PB"),
+        (28e15, "28 PB"),
     ],
 )
 def test_sizes(bytes_: float, shown: str) -> None:
