@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ from pipeline.config.schema import HealthConfig
 from pipeline.health.loss_flat import LossFlat
 
 WARMUP, STEPS, EVERY = 200, 4000, 10
-Curve = Callable[[np.ndarray], np.ndarray]
 
 
 def complaints(losses: Iterable[float], first_step: int = 1) -> list[int]:

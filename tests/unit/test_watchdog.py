@@ -19,8 +19,6 @@ from pipeline.health.watchdog import PeerLost, Watchdog
 from pipeline.stopping import EXIT_LOST
 from tests.distributed.launch import run_ranks
 
-ALONE = World(0, 0, 1, torch.device("cpu"))
-
 
 def watchdog(folder: Path, *stop_on: str, size: int = 1, hang_seconds: float = 0.5) -> Watchdog:
     config = HealthConfig(stop_on=stop_on, hang_seconds=hang_seconds)  # type: ignore[arg-type]
