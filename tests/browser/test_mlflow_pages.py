@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from pipeline.launch.plan import free_port
+from pipeline.launch.ports import free_port
 from tests.browser.views import keep_screenshot, size
 from tests.tracking_support import PATIENCE, mirrored_sweep, runs_of
 

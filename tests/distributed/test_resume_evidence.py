@@ -12,9 +12,9 @@ import torch
 from pipeline import collectives
 from pipeline.config.schema import RunConfig
 from pipeline.engine import elastic
-from pipeline.engine.checkpoint import complete_tags
 from pipeline.engine.engine import TrainEngine
 from pipeline.engine.resume_evidence import refuse_changed, refuse_non_finite, updates_made
+from pipeline.engine.tags import complete_tags
 from pipeline.engine.train_module import build_train_module
 from pipeline.errors import UserError
 from pipeline.files import read_json
