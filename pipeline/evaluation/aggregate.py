@@ -34,7 +34,7 @@ _MODEL_KEYS = ("model", "checkpoint_sha256", "model_config_sha256", "precision")
 def aggregate(
     out: Path, data: Path, tasks: Sequence[str] | Literal["all"] = "all", partial: bool = False
 ) -> dict[str, Any]:
-    """Write and return `out/aggregate.json`, and where the average is there, `out/eval_results.jsonl`.
+    """Write and return `out/aggregate.json`; where all tasks have a result, `out/eval_results.jsonl` too.
 
     {model, checkpoint_sha256, model_config_sha256, precision, tasks: n, average,
      groups: {group: {tasks: n, mean}}, scores: {task: {title, score, chance, main_metric}}}
