@@ -11,11 +11,12 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
+from data_prep.corpus_files import METADATA
 from pipeline.config.loader import parse, read_yaml
 from pipeline.config.schema import Section
 from pipeline.config.tree import differences
 from pipeline.errors import UserError
-from pipeline.files import atomic_open, read_json
+from pipeline.files import atomic_open
 from pipeline.storage import is_url
 
 SHIPPED = Path(__file__).parent / "corpora"
@@ -173,13 +174,11 @@ class Corpus:
 
     def _refuse_half_fetched(self) -> None:
         """Raises UserError where `data-prep metadata` was cut off: rows would be missing without a word."""
-        if not (self.folder / "metadata.json").is_file():
-            return
-        record = read_json(self.folder / "metadata.json")
-        missing = sorted(set(record.get("wanted", ())) - record["files"].keys())
-        if missing:
+        record = METADATA.read(self.folder / "metadata.json") or {"files": {}}
+        wanted = set(record.get("wanted", ()))
+        if missing := sorted(wanted - record["files"].keys()):
             raise UserError(
-                f"{len(missing)} of {len(record['wanted'])} files of metadata are not fetched yet, {missing[0]} for "
+                f"{len(missing)} of {len(wanted)} files of metadata are not fetched yet, {missing[0]} for "
                 f"one: run `data-prep metadata {self.definition.name}` again, it goes on where it stopped"
             )
 

@@ -11,7 +11,6 @@ What was asked for is frozen in the new folder's `derived.json`; another request
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from data_prep.corpus import Corpus, CorpusDefinition
-from data_prep.manifest import Manifest, ShardFile, read_manifest, shard_row, write_manifest
+from data_prep.corpus_files import ACCOUNTED, DERIVED, WRITTEN
+from data_prep.manifest import Manifest, ShardFile, read_manifest, shard_row, summarise, write_manifest
 from data_prep.progress import Report, silent
 from data_prep.selection import Selections, dropped_in_all
 from data_prep.shard import Sample, index_path, read_samples, write_shard
@@ -31,9 +31,8 @@ from data_prep.workers import worker_pool
 from pipeline.config.loader import parse
 from pipeline.config.tree import differences
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_json, remove_torn, sha256_file, write_json
+from pipeline.files import fingerprint, remove_torn, sha256_file, write_json
 from pipeline.locks import exclusive
-from pipeline.storage import join, read_bytes
 
 T = TypeVar("T")
 
@@ -128,15 +127,14 @@ def derive(
             rows = _each(partial(_write_shard, corpus, selections), pieces, processes, report)
             corpus.save_definition()
             write_manifest(target, rows, totals)
-            totals = read_json(target / "manifest.json")
+            totals = summarise(rows, totals)
             shutil.rmtree(scratch, ignore_errors=True)
         return totals, True
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:
     """The source's `manifest.json`, with the name of its corpus."""
-    summary = json.loads(read_bytes(join(manifest.folder, "manifest.json")))
-    return {"corpus": manifest.folder.rstrip("/").rpartition("/")[2], **summary}
+    return {"corpus": manifest.folder.rstrip("/").rpartition("/")[2], **manifest.summary}
 
 
 def _definition(name: str, given: _Sources, request: Request) -> CorpusDefinition:
@@ -156,9 +154,10 @@ def _freeze(corpus: Corpus, request: Request) -> None:
     stored, wanted = corpus.derived_file, asdict(request)
     if corpus.plan_file.exists():
         raise UserError(f"{corpus.folder} is a corpus that was downloaded: give the new one another name (--out)")
-    if not stored.is_file():
+    before = DERIVED.read(stored)
+    if before is None:
         write_json(stored, wanted)
-    elif (before := read_json(stored)) != wanted:
+    elif before != wanted:
         raise UserError(
             f"{corpus.folder} was made differently (then -> now):\n  "
             + "\n  ".join(differences(before, wanted))
@@ -172,13 +171,13 @@ def _published(corpus: Corpus, request: Request) -> dict[str, Any] | None:
         manifest = read_manifest(corpus.folder)
     except UserError:
         return None
-    summary = read_json(corpus.folder / "manifest.json")
     files = (manifest.shard(number) for number in range(len(manifest.samples)))
     sound = all(
         Path(file.path).is_file() and index_path(file.path).is_file() and Path(file.path).stat().st_size == file.bytes
         for file in files
     )
-    return summary if sound and summary.get("plan") == fingerprint(asdict(request)) else None
+    whole = not ACCOUNTED.problem(manifest.summary) and manifest.summary.get("plan") == fingerprint(asdict(request))
+    return manifest.summary if sound and whole else None
 
 
 def _each(work: Callable[..., T], tasks: Sequence[tuple[int, Any]], processes: int, report: Report) -> list[T]:
@@ -218,8 +217,8 @@ def _pieces(files: Sequence[ShardFile], kept: Sequence[int], samples_per_shard: 
 def _write_shard(corpus: Corpus, selections: Selections, number: int, pieces: Sequence[Piece]) -> dict[str, Any]:
     """Write one new shard, held in memory meanwhile; returns its row of the manifest. One that is there stays."""
     record, path = corpus.folder / "derive" / "written" / f"{number:08d}.json", corpus.shard(number, 0)
-    if record.is_file() and path.is_file():
-        return read_json(record)
+    if (written := WRITTEN.whole(record)) and path.is_file():
+        return written
     samples: list[Sample] = []
     for piece in pieces:
         rows = selections.rows(piece.number)["row"][piece.first : piece.last]

@@ -9,7 +9,6 @@ with the rows that it tries again in `rows.parquet`.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -21,12 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus
+from data_prep.corpus_files import CLAIM, DONE, STATISTICS
 from data_prep.outcomes import LOST, OK, classify, tally
 from data_prep.plan import Plan, read_item
 from data_prep.rows import ROW_SCHEMA
 from data_prep.watch import NOT_ASKED, too_few
 from pipeline.errors import UserError
-from pipeline.files import atomic_open, read_json, sha256_file, write_json
+from pipeline.files import atomic_open, sha256_file, write_json
+from pipeline.typed_files import filled
 
 LOG = "img2dataset.log"
 _ROWS = "rows.parquet"
@@ -66,12 +67,12 @@ def shard_files(folder: Path, shard: int) -> tuple[Path, Path, Path]:
 def is_finished(folder: Path, shard: int) -> bool:
     """Whether img2dataset came to the end of a shard, asked for all of its rows, and its files reached the disk."""
     tar, records, stats = shard_files(folder, shard)
+    counts = STATISTICS.whole(stats)
+    if counts is None or NOT_ASKED in counts["status_dict"]:
+        return False
     try:
-        counts = json.loads(stats.read_bytes())
-        if NOT_ASKED in counts["status_dict"]:
-            return False
         pq.read_metadata(records)  # empty after a power cut, though the statistics are there
-    except (FileNotFoundError, ValueError, KeyError):  # pyarrow's own errors are ValueErrors
+    except (FileNotFoundError, ValueError):  # pyarrow's own errors are ValueErrors
         return False
     return tar.is_file()
 
@@ -95,7 +96,8 @@ def forget_shards(folder: Path) -> None:
 def claim(folder: Path, plan_fingerprint: str) -> None:
     """Tie a folder to its plan before the first download; raises UserError when it belongs to another."""
     claimed = folder / "input.json"
-    if claimed.is_file() and read_json(claimed) != {"plan": plan_fingerprint}:
+    before = CLAIM.read(claimed)
+    if before and before["plan"] != plan_fingerprint:
         raise UserError(f"{folder} holds downloads of another plan: remove it, or plan into another folder (--root)")
     write_json(claimed, {"plan": plan_fingerprint})
 
@@ -132,12 +134,9 @@ def attempt_rows(corpus: Corpus, plan: Plan, item: int, attempt: int) -> pa.Tabl
 
 def read_done(corpus: Corpus, item: int, plan_fingerprint: str) -> Done | None:
     """The item's record, or None when it is not downloaded by this plan, or not all attempts of it."""
-    try:
-        done = Done(**read_json(corpus.done_file(item)))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-    current = done.fingerprint == plan_fingerprint and done.attempts == count_attempts(corpus, item)
-    return done if current else None
+    record = DONE.whole(corpus.done_file(item))
+    wanted = {"item": item, "fingerprint": plan_fingerprint, "attempts": count_attempts(corpus, item)}
+    return filled(Done, record) if record and record.items() >= wanted.items() else None
 
 
 def read_records(folder: Path, shard: int) -> pa.Table:
@@ -160,7 +159,7 @@ def write_done(corpus: Corpus, plan: Plan, item: int, expected_yield: float) -> 
             causes |= {uid: cause for uid, cause in read_causes(folder, shard) if causes.get(uid) != OK}
             tar, _, stats = shard_files(folder, shard)
             size, digest = tar.stat().st_size, sha256_file(tar)
-            facts = {"samples": read_json(stats)["successes"], "bytes": size, "sha256": digest}
+            facts = {"samples": STATISTICS.needed(stats)["successes"], "bytes": size, "sha256": digest}
             tars.append({"attempt": attempt, "name": tar.name, **facts})
     outcomes = tally(causes.values(), [LOST] * (rows - len(causes)))
     if attempts == 1 and (diagnosis := too_few(outcomes, expected_yield)):

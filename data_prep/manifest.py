@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.corpus_files import PUBLISHED
 from data_prep.shard import index_path
 from pipeline.errors import UserError
 from pipeline.files import atomic_open, sha256_file, write_json
@@ -63,7 +64,7 @@ class Manifest:
 
     folder: path or URL; shard paths are relative to it. table: S rows of SCHEMA, as Arrow keeps them: a forked
     loader process shares their memory, and 100,000 shards are 20 MB. samples, first_sample_index: (S,) int64.
-    fingerprint: of the rows, hex sha256.
+    fingerprint: of the rows, hex sha256. summary: what manifest.json says.
     """
 
     folder: str
@@ -71,6 +72,7 @@ class Manifest:
     samples: np.ndarray
     first_sample_index: np.ndarray
     fingerprint: str
+    summary: dict[str, Any]
 
     @property
     def total_samples(self) -> int:
@@ -135,17 +137,19 @@ def read_manifest(path: Path | str) -> Manifest:
     try:
         summary = json.loads(_read(folder, "manifest.json", command))
         table = pq.read_table(pa.BufferReader(_read(folder, "manifest.parquet", command))).combine_chunks()
-    except ValueError as error:  # JSON's and Arrow's complaints are ValueErrors
+    except (ValueError, RecursionError) as error:  # JSON's and Arrow's complaints are ValueErrors
         raise UserError(f"the manifest at {folder} is damaged: {error}. Run {command} again.") from error
-    if table.schema != SCHEMA or not isinstance(summary, dict):
+    if problem := PUBLISHED.problem(summary):
+        raise UserError(f"the manifest at {folder} is damaged: manifest.json: {problem}. Run {command} again.")
+    if table.schema != SCHEMA:
         raise UserError(f"{folder} holds no manifest of this program (columns {', '.join(table.column_names)})")
     if table.num_rows == 0:
         raise UserError(f"the manifest at {folder} lists no shards: the corpus has no usable rows")
     samples = table["samples"].to_numpy()
     firsts = table["first_sample_index"].to_numpy()
-    if _digest(_rows(table)) != summary.get("fingerprint") or any(firsts != _first_indices(samples)):
+    if _digest(_rows(table)) != summary["fingerprint"] or any(firsts != _first_indices(samples)):
         raise UserError(f"manifest.parquet and manifest.json at {folder} disagree (fingerprint). Run {command} again.")
-    return Manifest(folder, table, samples, firsts, summary["fingerprint"])
+    return Manifest(folder, table, samples, firsts, summary["fingerprint"], summary)
 
 
 def _folder(path: str) -> str:

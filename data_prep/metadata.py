@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.corpus import Corpus, CorpusDefinition, Hub
+from data_prep.corpus_files import METADATA
 from data_prep.progress import Report, silent
 from pipeline.errors import UserError
-from pipeline.files import fsync_folder, read_json, sha256_file, write_json
+from pipeline.files import fsync_folder, sha256_file, write_json
 from pipeline.hub import HubFile, fetch, list_files
 from pipeline.locks import exclusive
 from pipeline.storage import download, is_url, matching
@@ -90,10 +91,7 @@ def copy_metadata(corpus: Corpus, report: Report = silent) -> None:
 
 
 def _recorded(corpus: Corpus) -> dict[str, Any]:
-    try:
-        return read_json(corpus.folder / "metadata.json")
-    except FileNotFoundError:
-        return {"commits": {}, "files": {}}
+    return METADATA.read(corpus.folder / "metadata.json") or {"commits": {}, "files": {}}
 
 
 def _result(

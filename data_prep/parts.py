@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.corpus import Corpus
+from data_prep.corpus_files import PART
 from data_prep.deal import gather, keys_of, open_files, ranges_for, scatter
 from data_prep.outcomes import tally
 from data_prep.plan import Dealt, Plan, digests, inputs, is_whole, read_plan, refuse_change, request, settle
@@ -19,8 +20,9 @@ from data_prep.progress import Report, silent
 from data_prep.screen import Screen
 from data_prep.spill import Spill
 from pipeline.errors import UserError
-from pipeline.files import fsync_folder, read_json, write_json
+from pipeline.files import fsync_folder, write_json
 from pipeline.locks import exclusive
+from pipeline.typed_files import filled
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,8 @@ def make_part(
         return None, False
     folder = _folder(corpus, part, parts)
     with exclusive(corpus.lock(f"plan-part-{part}"), f"part {part} of the plan of {corpus.folder}"):
-        if (folder / "part.json").is_file():
-            done = _read(folder)
-            if done.request == wanted:
-                return done, False
+        if (record := PART.whole(folder / "part.json")) and record["request"] == wanted:
+            return filled(Part, record), False
         definition, screen = corpus.definition, Screen(corpus)
         files = open_files(list(corpus.metadata_files().values()), screen, definition)
         unfinished = folder.with_suffix(".unfinished")
@@ -85,7 +85,7 @@ def merge_parts(corpus: Corpus, *, tasks: int, samples_per_shard: int, parts: in
             f"{len(missing)} of {parts} parts of the plan of {corpus.folder} are missing ({some}): run "
             f"`data-prep plan {corpus.definition.name} ... --part {missing[0]}/{parts}`"
         )
-    done = [_read(folder) for folder in folders]
+    done = [filled(Part, PART.needed(folder / "part.json")) for folder in folders]
     for part, record in enumerate(done):
         if (record.request, record.ranges) != (wanted, done[0].ranges):
             raise UserError(
@@ -121,12 +121,3 @@ def _same_as_plan(corpus: Corpus, wanted: dict[str, Any]) -> Plan:
 
 def _folder(corpus: Corpus, part: int, parts: int) -> Path:
     return corpus.folder / "plan" / "parts" / f"{part:05d}-of-{parts:05d}"
-
-
-def _read(folder: Path) -> Part:
-    try:
-        return Part(**read_json(folder / "part.json"))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder / 'part.json'} is damaged ({error}): remove {folder} and make the part again"
-        ) from error

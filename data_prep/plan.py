@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus, Images
+from data_prep.corpus_files import PLAN
 from data_prep.deal import gather, keys_of, open_files, ranges_for, scatter
 from data_prep.manifest import MANIFEST_FILES
 from data_prep.outcomes import describe, tally
@@ -26,8 +27,9 @@ from data_prep.screen import Screen
 from data_prep.spill import Spill
 from pipeline.config.tree import differences
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_json, sha256_file, write_json
+from pipeline.files import fingerprint, sha256_file, write_json
 from pipeline.locks import exclusive
+from pipeline.typed_files import filled
 
 _LATER = ("header", "captions", "where", "uids", "screen")  # settings that early plans do not name
 
@@ -78,15 +80,14 @@ class Dealt:
 
 
 def read_plan(corpus: Corpus) -> Plan:
-    """The corpus's plan; raises UserError when there is none or it cannot be read."""
-    try:
-        return Plan(**read_json(corpus.plan_file))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no plan at {corpus.plan_file}: run `data-prep plan {corpus.definition.name} --tasks N` first"
-        ) from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{corpus.plan_file} is damaged ({error}): remove it and plan again") from error
+    """The corpus's plan; raises UserError when there is none or it is not as it was made."""
+    record = PLAN.read(corpus.plan_file)
+    if record is None:
+        raise UserError(f"no plan at {corpus.plan_file}: run `data-prep plan {corpus.definition.name} --tasks N` first")
+    plan = filled(Plan, record)
+    if plan.fingerprint != _fingerprint(plan.request(), plan.items):
+        raise PLAN.damaged(corpus.plan_file, "is not as it was made (fingerprint)")
+    return plan
 
 
 def read_item(corpus: Corpus, plan: Plan, item: int) -> pa.Table:
@@ -164,8 +165,11 @@ def _assemble(corpus: Corpus, wanted: dict[str, Any], dealt: Dealt) -> Plan:
             f"corpus {corpus.definition.name!r} has no usable rows: {dealt.rows_read:,} read from {corpus.folder}, "
             f"dropped: {describe(dealt.dropped)}"
         )
-    digest = fingerprint([wanted, dealt.items])
-    return Plan(fingerprint=digest, rows_planned=planned, **vars(dealt), **wanted)
+    return Plan(fingerprint=_fingerprint(wanted, dealt.items), rows_planned=planned, **vars(dealt), **wanted)
+
+
+def _fingerprint(wanted: dict[str, Any], items: list[dict[str, Any]]) -> str:
+    return fingerprint([wanted, items])
 
 
 @contextmanager

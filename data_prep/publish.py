@@ -17,7 +17,7 @@ from data_prep.progress import Report, silent
 from data_prep.rows import work_item
 from data_prep.verify import Verified, read_verified, shard_problem
 from pipeline.errors import UserError
-from pipeline.files import read_json, remove_torn
+from pipeline.files import remove_torn
 from pipeline.locks import exclusive
 
 
@@ -42,11 +42,12 @@ def publish(corpus: Corpus, report: Report = silent, *, dry_run: bool = False) -
         if not rows:
             raise UserError(f"{corpus.folder} has no usable rows: not one of {plan.rows_planned:,} became a sample")
         totals = _totals(corpus, plan, records)
-        if _is_published(corpus, rows, totals):
-            return read_json(corpus.folder / "manifest.json"), False
+        summary = summarise(rows, totals)
+        if _is_published(corpus, summary):
+            return summary, False
         if not dry_run:
             write_manifest(corpus.folder, rows, totals)
-        return summarise(rows, totals), True
+        return summary, True
 
 
 def _all_verified(corpus: Corpus, plan: Plan) -> list[Verified]:
@@ -125,9 +126,8 @@ def _totals(corpus: Corpus, plan: Plan, records: list[Verified]) -> dict[str, An
     }
 
 
-def _is_published(corpus: Corpus, rows: list[dict[str, Any]], totals: dict[str, Any]) -> bool:
+def _is_published(corpus: Corpus, summary: dict[str, Any]) -> bool:
     try:
-        read_manifest(corpus.folder)
-        return read_json(corpus.folder / "manifest.json") == summarise(rows, totals)
+        return read_manifest(corpus.folder).summary == summary
     except UserError:  # absent or damaged: written again
         return False

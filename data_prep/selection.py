@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from data_prep.corpus_files import SELECTION
 from data_prep.manifest import ShardFile
 from data_prep.outcomes import tally
 from data_prep.shard import Sample, index_name, index_path, read_samples
 from data_prep.uid_list import UidList
 from pipeline.errors import UserError
-from pipeline.files import atomic_open, read_json, sha256_file, write_json
+from pipeline.files import atomic_open, sha256_file, write_json
 from pipeline.storage import download, is_url
 from pipeline.where import compile_where
 
@@ -54,9 +55,8 @@ class Selections:
         where: expression over the samples' JSON and `caption`. uids: as UidList wants them.
         Raises UserError when the shard is not what its manifest says.
         """
-        record = self._file(number, ".json")
-        if record.is_file():
-            return Selection(**read_json(record))
+        if done := SELECTION.whole(self._file(number, ".json")):
+            return Selection(number, done["kept"], done["dropped"])
         with _here(file, self.folder) as shard:
             _check(file, shard)
             samples = list(_without_images(shard, file.samples))
@@ -74,7 +74,7 @@ class Selections:
         with atomic_open(self._file(number, ".npy")) as stream:
             np.save(stream, left)
         selection = Selection(number, len(left), dropped)
-        write_json(record, asdict(selection))
+        write_json(self._file(number, ".json"), asdict(selection))
         return selection
 
     def drop_repeated(self, selections: Sequence[Selection]) -> dict[int, int]:

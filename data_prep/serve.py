@@ -23,9 +23,9 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from data_prep.corpus_files import BEHAVIOURS
 from data_prep.imagestore import ImageStore, content_type
 from pipeline.errors import UserError
-from pipeline.files import read_json
 
 BEHAVIOURS_FILE = "behaviours.json"
 _PAGE = b"<!DOCTYPE html><html><body><h1>This picture has moved</h1></body></html>\n"
@@ -56,12 +56,7 @@ class Behaviour:
 
 def read_behaviours(path: Path) -> dict[str, Behaviour]:
     """URL path to behaviour; none if there is no such file. Raises UserError when the file is not valid."""
-    try:
-        return {url_path: Behaviour(**value) for url_path, value in read_json(path).items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a table of URL paths and behaviours: {error}") from error
+    return {url_path: Behaviour(**value) for url_path, value in (BEHAVIOURS.read(path) or {}).items()}
 
 
 class ImageServer(ThreadingHTTPServer):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from data_prep.corpus import Corpus
+from data_prep.corpus_files import PUBLISHED
 from data_prep.downloaded import read_done
 from data_prep.plan import read_plan
 from data_prep.verify import read_verified
-from pipeline.files import read_json
 
 
 def how_far(corpus: Corpus) -> dict[str, Any]:
@@ -16,8 +16,7 @@ def how_far(corpus: Corpus) -> dict[str, Any]:
 
     Of a corpus that was made of others, which has no plan: {published}. Raises UserError when there is neither.
     """
-    manifest = corpus.folder / "manifest.json"
-    published = read_json(manifest)["samples"] if manifest.is_file() else 0
+    published = (PUBLISHED.read(corpus.folder / "manifest.json") or {"samples": 0})["samples"]
     if corpus.derived_file.is_file():
         return {"published": published}
     plan = read_plan(corpus)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus
+from data_prep.corpus_files import VERIFIED
 from data_prep.downloaded import Done, attempt_rows, read_done, shard_files
 from data_prep.manifest import SCHEMA, shard_row
 from data_prep.outcomes import OK, tally
@@ -30,8 +31,9 @@ from data_prep.prove import Outcome, Proof, Proven, prove
 from data_prep.shard import Sample, index_path, read_at, write_shard
 from data_prep.workers import worker_pool
 from pipeline.errors import UserError
-from pipeline.files import atomic_open, fingerprint, read_json, remove_torn, sha256_file, write_json
+from pipeline.files import atomic_open, fingerprint, remove_torn, sha256_file, write_json
 from pipeline.locks import exclusive
+from pipeline.typed_files import filled
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -132,10 +134,8 @@ def read_verified(corpus: Corpus, done: Done) -> Verified | None:
 
 
 def _stored_record(corpus: Corpus, item: int) -> Verified | None:
-    try:
-        return Verified(**read_json(corpus.verified_file(item)))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
+    record = VERIFIED.whole(corpus.verified_file(item))
+    return filled(Verified, record) if record and record["item"] == item else None
 
 
 def _stamps(done: Done) -> list[str]:

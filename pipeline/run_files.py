@@ -16,6 +16,8 @@ EVALUATE_AGAIN = "Remove it, then `neuclip retry RUN`, or `neuclip evaluate`, ma
 Elements = Annotated[int, Meta(ge=0, le=1_000_000)]
 Digits = Annotated[str, Meta(pattern=r"^[0-9]{0,18}$")]
 Numbers = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*$")]  # 0-3,7
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Commit = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}$")]
 Score = Annotated[float, Meta(ge=0, le=1)]  # a share, whatever the metric
 Chance = Annotated[float, Meta(ge=0, lt=1)]
 
@@ -210,6 +212,18 @@ class Outcomes(Shape):
     licence: str | None = None
 
 
+class DownloadedFile(Shape):
+    size: Count
+    sha256: Sha256
+
+
+class Downloads(Shape):
+    """evaldata/download.json. commits: by repository."""
+
+    commits: dict[str, Commit]
+    files: dict[str, DownloadedFile]
+
+
 class Scored(Shape):
     """results/<task>.json, or <task>.error.json; also those of other versions."""
 
@@ -325,6 +339,9 @@ EXPORTED = Kind(Exported, "`neuclip export`, or `neuclip retry RUN`, writes it a
 PROVENANCE = Kind(Provenance, EXPORTED.mend)
 RECORD = Kind(RecordShape, EVALUATE_AGAIN)
 OUTCOMES = Kind(Outcomes, "`data-prep manifest CORPUS`, or `neuclip retry RUN`, writes it again.")
+DOWNLOADS = Kind(
+    Downloads, "It says what was downloaded, at which commits: put it back, or remove it and download again."
+)
 SCORED = Kind(Scored, EVALUATE_AGAIN)
 MEASURED = Kind(Measured, EVALUATE_AGAIN)
 AVERAGE = Kind(Average, "`neuclip aggregate RESULTS`, or `neuclip retry RUN`, writes it again.")

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct, ValidationError, convert
 
 from pipeline.errors import UserError
 from pipeline.files import parse_yaml, read_lines
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 Json = dict[str, Any]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e10)]
@@ -32,9 +36,9 @@ class Shape(Struct):
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of file, JSON or YAML. mend: what to do about one that is damaged."""
+    """One kind of file, JSON or YAML. shape: or a table of such. mend: what to do about one that is damaged."""
 
-    shape: type[Shape]
+    shape: type[Shape] | type[dict[str, Any]]
     mend: str
 
     def read(self, path: Path) -> Json | None:
@@ -44,18 +48,25 @@ class Kind:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:  # no file's name: one with a character 0 in it
-            raise self._damaged(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+            raise self.damaged(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
         try:
             value = parse_yaml(content) if path.suffix in (".yaml", ".yml") else json.loads(content)
         except (ValueError, RecursionError) as error:
             kind = "YAML" if path.suffix in (".yaml", ".yml") else "JSON"
-            raise self._damaged(path, f"is no {kind}: {_line(error)}") from error
+            raise self.damaged(path, f"is no {kind}: {_line(error)}") from error
         if problem := self.problem(value):
-            raise self._damaged(path, problem)
+            raise self.damaged(path, problem)
         return dict(value)
 
+    def needed(self, path: Path) -> Json:
+        """The object in it. Raises UserError also where there is no file."""
+        record = self.read(path)
+        if record is None:
+            raise self.damaged(path, "is missing")
+        return record
+
     def whole(self, path: Path) -> Json | None:
-        """The same, but None also where it is damaged: for whoever makes it again."""
+        """The object in it; None also where it is damaged: for whoever makes it again."""
         try:
             return self.read(path)
         except UserError:
@@ -79,8 +90,14 @@ class Kind:
             return self.problem(_legible(value))
         return ""
 
-    def _damaged(self, path: Path, problem: str) -> UserError:
+    def damaged(self, path: Path, problem: str) -> UserError:
+        """Says what is wrong with a file of this kind, and what to do about it."""
         return UserError(f"{path}: {problem}. {self.mend}")
+
+
+def filled(cls: type[T], record: Json) -> T:
+    """A dataclass with the fields of a file; what else the file says is of another version."""
+    return cls(**{field.name: record[field.name] for field in fields(cls)})
 
 
 class Reader:
@@ -136,7 +153,7 @@ def _told(error: str, document: Any) -> str:
     keys = re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", place)
     for name, number in keys:
         if number == "...":  # msgspec does not tell which
-            return f"a value in {place.strip('.`').partition('[...]')[0]}: {_lower(words)}"
+            return f"a value in {place.strip('.`').partition('[...]')[0] or 'it'}: {_lower(words)}"
         document = document[name or int(number)]
     return f"{place.strip('.`')}: {_lower(words)}, found {_found(document)}"
 

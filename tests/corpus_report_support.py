@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus, CorpusDefinition
 from data_prep.manifest import read_manifest, write_manifest
-from pipeline.files import write_json
+from pipeline.files import fingerprint, write_json
 from tests.conftest import write_corpus
 
 HOSTILE = "<img src=x onerror=\"window.hacked = 1\"> & 'quoted' \u202e é"
@@ -24,8 +24,11 @@ def fabricate_corpus(folder: Path, stage: str = "published") -> Corpus:
     """
     definition = CorpusDefinition(name="c", title=HOSTILE, licence="none", source=HOSTILE, published_yield=0.8)
     corpus = Corpus(folder, definition)
-    plan = {"fingerprint": "f" * 64, "rows_read": 130, "rows_planned": 100, "tasks": 2}
-    write_json(corpus.plan_file, {**plan, "dropped": {"no_caption": 20, "duplicate": 10}})
+    wanted = {"corpus": "c", "tasks": 2, "samples_per_shard": 50, "settings": {}, "inputs": {}}
+    items = [{"item": item, "path": f"plan/{item:05d}.parquet", "rows": 50, "sha256": "0" * 64} for item in range(2)]
+    plan = {**wanted, "items": items, "fingerprint": fingerprint([wanted, items])}
+    found = {"rows_read": 130, "rows_planned": 100, "dropped": {"no_caption": 20, "duplicate": 10}}
+    write_json(corpus.plan_file, {**plan, **found})
     if stage == "planned":
         return corpus
     causes = [cause for cause, rows in OUTCOMES.items() for _ in range(rows)]
@@ -38,6 +41,7 @@ def fabricate_corpus(folder: Path, stage: str = "published") -> Corpus:
         corpus.outcomes(item).parent.mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), corpus.outcomes(item))
         stats = {"start_time": 1000.0 + 30 * item, "end_time": 1060.0 + 30 * item, "count": 50, "successes": 30}
+        stats["status_dict"] = {"success": 30}
         write_json(corpus.download(item) / "00000_stats.json", stats)
     (corpus.download(0) / "00001_stats.json").write_text("{ torn")
     if stage == "verified":

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline import run_files
+from pipeline.errors import UserError
 from pipeline.files import fingerprint
 from pipeline.typed_files import Kind
 from tests.chain_support import fake_run
@@ -71,6 +72,15 @@ def with_damage(document: Any, place: Place, value: Any) -> Any:
     else:
         inner[place[-1]] = value
     return changed
+
+
+def refusal(kind: Kind, path: Path) -> str:
+    """What is said of a damaged file; empty of one that is read."""
+    try:
+        kind.read(path)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def fabricate(root: Path) -> Path:

@@ -12,14 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.corpus import Corpus
+from data_prep.corpus_files import ACCOUNTED, TIMED_STATISTICS
 from data_prep.hosts import host_of
 from data_prep.manifest import Manifest, read_manifest
 from data_prep.outcomes import OK
+from data_prep.plan import read_plan
 from data_prep.progress import Report
 from data_prep.report.scripts import script
 from data_prep.shard import Sample, read_samples
 from pipeline.errors import UserError
-from pipeline.files import read_json
 
 SAMPLES = 4_000  # looked into, evenly spread
 SHARDS = 40  # from which they come, evenly spread
@@ -107,9 +108,9 @@ class CorpusFacts:
 
 def read_facts(corpus: Corpus, report: Report) -> CorpusFacts:
     """Raises UserError for a corpus that is neither planned nor published."""
-    plan = read_json(corpus.plan_file) if corpus.plan_file.is_file() else None
-    manifest = _manifest(corpus)
-    summary = read_json(corpus.folder / "manifest.json") if manifest else None
+    plan = vars(read_plan(corpus)) if corpus.plan_file.exists() else None
+    totals, manifest = ACCOUNTED.read(corpus.folder / "manifest.json"), _manifest(corpus)
+    summary = totals if manifest else None
     known = summary or plan
     if known is None:
         raise UserError(
@@ -126,7 +127,7 @@ def read_facts(corpus: Corpus, report: Report) -> CorpusFacts:
         published_yield=definition.published_yield,
         expected_rows=definition.expected_rows,
         folder=str(corpus.folder),
-        plan=plan and {key: plan.get(key) for key in ("fingerprint", "rows_read", "rows_planned", "tasks")},
+        plan=plan and {key: plan[key] for key in ("fingerprint", "rows_read", "rows_planned", "tasks")},
         manifest=summary,
         dropped=dict(known["dropped"]),
         outcomes=dict(summary["outcomes"]) if summary else outcomes,
@@ -180,11 +181,8 @@ def _throughput(corpus: Corpus) -> Throughput | None:
     """From the statistics that img2dataset left of each shard: its rows are spread evenly over its time."""
     spans = []
     for path in (corpus.folder / "download").glob("*/*_stats.json"):
-        try:
-            stats = read_json(path)
+        if stats := TIMED_STATISTICS.whole(path):  # else of a download that runs
             spans.append([stats["start_time"], stats["end_time"], stats["count"], stats["successes"]])
-        except (ValueError, KeyError, OSError):
-            continue  # of a download that runs
     if not spans:
         return None
     start, end, count, ok = np.array(spans, dtype=np.float64).T

@@ -15,9 +15,10 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.evaluation.tasks import Task, task_path
-from pipeline.files import free_bytes, read_json, write_json
+from pipeline.files import free_bytes, write_json
 from pipeline.hub import HubFile, fetch, list_files
 from pipeline.locks import exclusive
+from pipeline.run_files import DOWNLOADS
 
 RECORD_FILE = "download.json"
 PATTERNS = {
@@ -106,12 +107,7 @@ def recorded_files(data: Path) -> dict[str, dict[str, Any]]:
 
 
 def _recorded(data: Path) -> dict[str, Any]:
-    try:
-        return read_json(data / RECORD_FILE)
-    except FileNotFoundError:
-        return {"commits": {}, "files": {}}
-    except ValueError as error:
-        raise UserError(f"{data / RECORD_FILE} cannot be read ({error}): remove it, and download again") from error
+    return DOWNLOADS.read(data / RECORD_FILE) or {"commits": {}, "files": {}}
 
 
 def _wanted(data: Path, name: str, task: Task, record: dict[str, Any]) -> Wanted:

@@ -26,6 +26,7 @@ LEAVES = {
     "pipeline.typed_files",
     "pipeline.where",
     "pipeline.config",
+    "data_prep.corpus_files",
     "data_prep.manifest",
     "data_prep.shard",
 }

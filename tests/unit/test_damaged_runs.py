@@ -22,7 +22,6 @@ from pipeline.files import fingerprint, write_json
 from pipeline.launch import run as launch_run
 from pipeline.report import build
 from pipeline.tracking import mirror
-from pipeline.typed_files import Kind
 from tests.chain_support import fake_stages
 from tests.damaged_support import (
     DAMAGE,
@@ -33,6 +32,7 @@ from tests.damaged_support import (
     fabricate,
     places,
     read_document,
+    refusal,
     with_damage,
     write_document,
 )
@@ -59,15 +59,6 @@ WORDS: dict[str, list[tuple[Place, Any, str]]] = {
         (("config", "corpus"), True, "config.corpus: expected `object`, got `bool`, found True"),
     ],
 }
-
-
-def refusal(kind: Kind, path: Path) -> str:
-    """What is said of a damaged file; empty of one that is read."""
-    try:
-        kind.read(path)
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 @pytest.fixture(scope="module")

@@ -248,5 +248,5 @@ def test_sources_without_images_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"/a": {"statsu": 404}}', '{"/a": 404}'])
 def test_a_bad_table_of_behaviours_is_refused(source: Path, text: str) -> None:
     (source / BEHAVIOURS_FILE).write_text(text)
-    with pytest.raises(UserError, match=r"behaviours\.json is not a table of URL paths and behaviours"):
+    with pytest.raises(UserError, match=r"behaviours\.json: .* It is a table of URL paths and behaviours: mend it"):
         ImageServer(source)

@@ -148,7 +148,7 @@ def test_a_changed_file_is_quarantined(toy: Toy, spoil: str) -> None:
     elif spoil == "remove":
         tar.unlink()
     elif spoil == "stats":
-        stats.write_text(json.dumps({"successes": 3}))
+        stats.write_text(json.dumps({"successes": 3, "status_dict": {}}))
         write_done(corpus, plan, 0, UNSTATED_YIELD)
     else:
         records.write_bytes(b"PAR1 no longer")
