@@ -178,7 +178,7 @@ class BehaviourShape(Shape, forbid_unknown_fields=True):
     headers: dict[HeaderText, HeaderText] = field(default_factory=dict)
 
 
-_AGAIN = "`data-prep manifest CORPUS` writes it again; one that is derived is made again once it is removed."
+_AGAIN = "`data-prep manifest CORPUS` writes it again; for a derived one, the command that made it."
 
 PLAN = Kind(PlanShape, "Remove it and plan again as before: of the same metadata and settings it is the same plan.")
 PART = Kind(PartShape, "The command that made this part, `data-prep plan CORPUS ... --part I/N`, makes it again.")

@@ -17,7 +17,6 @@ from pipeline import run_files
 from pipeline.errors import UserError
 from pipeline.evaluation.download import recorded_files
 from pipeline.typed_files import Kind
-from tests.damaged_corpus_support import CUT, MERGE, SMALL, data_prep, fabricate, succeed
 from tests.damaged_support import (
     DAMAGE,
     MISSING,
@@ -28,6 +27,7 @@ from tests.damaged_support import (
     with_damage,
     write_document,
 )
+from tests.unit.damaged_corpora_support import CUT, MERGE, SMALL, data_prep, fabricate, succeed
 
 WRONG = {**DAMAGE, "missing": MISSING}
 MOST = 8  # damages of a file of which each is mended
