@@ -7,17 +7,14 @@ import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct, ValidationError, convert
 
 from pipeline.errors import UserError
 from pipeline.files import parse_yaml, read_lines
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-T = TypeVar("T", bound="DataclassInstance")
+T = TypeVar("T")
 Json = dict[str, Any]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e10)]
@@ -97,7 +94,7 @@ class Kind:
 
 def filled(cls: type[T], record: Json) -> T:
     """A dataclass with the fields of a file; what else the file says is of another version."""
-    return cls(**{field.name: record[field.name] for field in fields(cls)})
+    return cls(**{field.name: record[field.name] for field in fields(cls)})  # type: ignore[arg-type]
 
 
 class Reader:
