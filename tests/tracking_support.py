@@ -155,15 +155,22 @@ def status(uri: str, run_id: str) -> str:
     return str(MlflowClient(uri, uri).get_run(run_id).info.status)
 
 
-def assert_arrived(client: Any, run_id: str, spool: Path) -> None:
-    """Of each metric of the spool the run has every point exactly once, and no other."""
+def assert_arrived(client: Any, run_id: str, spool: Path, passed_again: bool = False) -> None:
+    """Of each metric of the spool the run has every point exactly once, and no other.
+
+    passed_again: a killed training passed steps a second time, which are not sent twice: of those that had arrived the
+    run has the earlier time.
+    """
     expected: dict[str, list[tuple[int, float, int]]] = {}
     for point in read_points(spool):
         for name, value in point.metrics.items():
             expected.setdefault(name, []).append((point.samples_seen, value, int(point.time * 1000)))
     for name, points in expected.items():
-        history = [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run_id, name)]
-        assert Counter(history) == Counter(points), name
+        history = sorted((m.step, m.value, m.timestamp) for m in client.get_metric_history(run_id, name))
+        assert [point[:2] for point in history] == [point[:2] for point in sorted(points)], name
+        late = [there[2] - logged[2] for there, logged in zip(history, sorted(points), strict=True)]
+        assert max(late) == 0, name
+        assert passed_again or min(late) == 0, name
     assert expected, f"{spool} is empty"
 
 
