@@ -79,19 +79,24 @@ def of_steps(points: Iterable[Point]) -> list[Point]:
 
 
 def iterate_points(path: Path, offset: int = 0) -> Iterator[tuple[Point, int]]:
-    """Whole lines from byte `offset` on, each with the offset behind it.
+    """`points_in` the file, from byte `offset` on."""
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        yield from points_in(stream, offset)
+
+
+def points_in(lines: Iterable[bytes], offset: int = 0) -> Iterator[tuple[Point, int]]:
+    """Whole lines, the first of which begins at byte `offset`, each with the offset behind it.
 
     A last line without its newline (being written, or torn) ends the iteration; a damaged one is skipped.
     """
-    with open(path, "rb") as stream:
-        stream.seek(offset)
-        for line in stream:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            point = _decode(line)
-            if point is not None:
-                yield point, offset
+    for line in lines:
+        if not line.endswith(b"\n"):
+            return
+        offset += len(line)
+        point = _decode(line)
+        if point is not None:
+            yield point, offset
 
 
 def _drop_after(path: Path, step: int) -> None:

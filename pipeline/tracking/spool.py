@@ -8,12 +8,14 @@ resumed run passes again are not sent twice.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 from pipeline.tracking.accepted import METRICS_PER_BATCH, MetricPoint, valid_name
-from pipeline.tracking.jsonl import iterate_points
+from pipeline.tracking.jsonl import points_in
 
 _SEAM_BYTES = 256
+_CHUNK_BYTES = 2**22
 
 
 class Spool:
@@ -30,40 +32,43 @@ class Spool:
         last_steps: of each metric on the server; brought up to date. A batch counts as sent when the next one is
         asked for: after a failure the same points come again, if `last_steps` says that they are lacking.
         """
-        if not self.path.exists():
-            return
-        self._rewind_if_cut()
-        batch: list[MetricPoint] = []
-        offset = self._offset
-        for point, behind in iterate_points(self.path, self._offset):
-            new = []
-            for name, value in point.metrics.items():
-                key = valid_name(name)
-                if point.samples_seen > last_steps.get(key, -1):
-                    last_steps[key] = point.samples_seen
-                    new.append(MetricPoint(key, value, point.samples_seen, point.time))
-            if batch and len(batch) + len(new) > METRICS_PER_BATCH:
+        while lines := self._new_lines():
+            begin = self._offset
+            batch: list[MetricPoint] = []
+            read = 0
+            for point, behind in points_in(BytesIO(lines)):
+                new = []
+                for name, value in point.metrics.items():
+                    key = valid_name(name)
+                    if point.samples_seen > last_steps.get(key, -1):
+                        last_steps[key] = point.samples_seen
+                        new.append(MetricPoint(key, value, point.samples_seen, point.time))
+                if batch and len(batch) + len(new) > METRICS_PER_BATCH:
+                    yield batch
+                    self._sent(lines[self._offset - begin : read])
+                    batch = []
+                batch += new
+                read = behind
+            if batch:
                 yield batch
-                self._sent(offset)
-                batch = []
-            batch += new
-            offset = behind
-        if batch:
-            yield batch
-        self._sent(offset)
+            self._sent(lines[self._offset - begin :])
+            if len(lines) < _CHUNK_BYTES:  # what has been written since waits for the next look
+                return
 
-    def _sent(self, offset: int) -> None:
-        if offset == self._offset:
-            return
-        begin = max(0, offset - _SEAM_BYTES)
-        with open(self.path, "rb") as stream:
-            stream.seek(begin)
-            self._seam = stream.read(offset - begin)
-        self._offset = offset
+    def _new_lines(self) -> bytes:
+        """Whole lines behind the offset, at once: while a batch is on its way the file may be cut, and grow again."""
+        try:
+            with open(self.path, "rb") as stream:
+                stream.seek(self._offset - len(self._seam))
+                if stream.read(len(self._seam)) != self._seam:
+                    # A resumed run has cut the file, and may have written it on beyond where it was read to.
+                    self._offset, self._seam = 0, b""
+                    stream.seek(0)
+                lines = stream.read(_CHUNK_BYTES) + stream.readline()
+        except FileNotFoundError:
+            return b""
+        return lines[: lines.rfind(b"\n") + 1]
 
-    def _rewind_if_cut(self) -> None:
-        """A resumed run has cut the file, and may have written it on beyond where it was read to."""
-        with open(self.path, "rb") as stream:
-            stream.seek(self._offset - len(self._seam))
-            if stream.read(len(self._seam)) != self._seam:
-                self._offset, self._seam = 0, b""
+    def _sent(self, lines: bytes) -> None:
+        self._offset += len(lines)
+        self._seam = (self._seam + lines)[-_SEAM_BYTES:]

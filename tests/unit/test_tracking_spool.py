@@ -3,6 +3,7 @@ batch, the trainer at any line. The server here is a model; test_tracking_mirror
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,6 +94,16 @@ def test_a_spool_that_was_cut_and_grew_beyond_the_old_end_is_read_anew(tmp_path)
     assert [step for name, step, _ in server.received() if name == "train/loss"] == [256 * s for s in range(1, 9)]
 
 
+@pytest.mark.parametrize("chunk", [1, 100, 5000])
+def test_a_long_file_is_read_piece_by_piece(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("pipeline.tracking.spool._CHUNK_BYTES", chunk)
+    path, server = tmp_path / "metrics.jsonl", Server()
+    write(path, range(1, 301))
+    path.write_bytes(b"damaged\n" + path.read_bytes() + b'{"step": 301')
+    ship(Spool(path), server)
+    assert server.received() == expected(range(1, 301))
+
+
 def test_requests_stay_within_the_limit_and_in_order(tmp_path):
     path, server = tmp_path / "metrics.jsonl", Server()
     names = [f"m{i}" for i in range(7)]
@@ -118,3 +129,30 @@ def test_a_line_being_written_waits_for_its_end(tmp_path):
 
 def test_no_file_is_no_points(tmp_path):
     assert list(Spool(tmp_path / "absent.jsonl").batches({})) == []
+
+
+@pytest.mark.parametrize("values", [(1 / 3, 1.0), (1.0, 1 / 3)], ids=["shorter lines", "longer lines"])
+def test_a_run_that_is_killed_and_goes_on_while_a_batch_is_on_its_way(tmp_path, values):
+    """The server takes its time, and the file is cut and grows meanwhile, beyond where it was read to."""
+    path, server, names = tmp_path / "metrics.jsonl", Server(), [f"m{i}" for i in range(400)]
+
+    def life(start_step, until, value):
+        tracker = JsonlTracker(path, start_step)
+        for step in range(start_step + 1, until + 1):
+            tracker.log(dict.fromkeys(names, value), step, step)
+        tracker.close("finished")
+
+    life(0, 10, values[0])
+    slow = server.log
+
+    def log(points):
+        if len(server.requests) == 1:
+            life(3, 30, values[1])
+        slow(points)
+
+    server.log = log
+    spool = Spool(path)
+    ship(spool, server)
+    ship(spool, server)
+    ship(Spool(path), server)  # another process, later
+    assert [(name, step) for name, step, _ in server.received()] == [(n, s) for s in range(1, 31) for n in names]
