@@ -99,3 +99,19 @@ def test_a_reader_of_a_command_that_has_seen_enough(answers: str) -> None:
     )
     os.close(its)
     assert (ended.returncode, ended.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "module", ["pipeline", "data_prep", "pipeline.tracking.shipper", "pipeline.evaluation.of_checkpoint"]
+)
+def test_every_process_of_ours_leaves_so(tmp_path: Path, module: str) -> None:
+    """What was registered before it imports anything would be called after all that `leave_with` lets be called."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit, os\natexit.register(os.write, 2, b'finalizes')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def said(*command: str) -> str:
+        ended = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=60)
+        return ended.stderr
+
+    assert "finalizes" not in said("-m", module, "--help")
+    assert "finalizes" in said("-c", "pass")
