@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, field
 
-from pipeline.run_files import Downloads, Sha256
-from pipeline.typed_files import Count, Kind, Seconds, Shape, UnixSeconds
+from pipeline.run_files import Downloads
+from pipeline.typed_files import Count, Kind, Seconds, Sha256, Shape, UnixSeconds
 
 Counts = dict[str, Count]  # by reason or cause
 AtLeastOne = Annotated[int, Meta(ge=1, le=2**31 - 1)]

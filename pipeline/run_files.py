@@ -9,15 +9,13 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from pipeline.typed_files import Count, Kind, Name, Seconds, Shape, UnixSeconds
+from pipeline.typed_files import Commit, Count, Kind, Name, Seconds, Sha256, Shape, UnixSeconds
 
 AGAIN = "Remove it and give `neuclip retry RUN`, which makes it again."
 EVALUATE_AGAIN = "Remove it, then `neuclip retry RUN`, or `neuclip evaluate`, makes it again."
 Elements = Annotated[int, Meta(ge=0, le=1_000_000)]
 Digits = Annotated[str, Meta(pattern=r"^[0-9]{0,18}$")]
 Numbers = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*$")]  # 0-3,7
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-Commit = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}$")]
 Score = Annotated[float, Meta(ge=0, le=1)]  # a share, whatever the metric
 Chance = Annotated[float, Meta(ge=0, lt=1)]
 

@@ -19,6 +19,8 @@ Json = dict[str, Any]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e10)]
 UnixSeconds = Annotated[float, Meta(ge=0, le=1e11)]  # up to the year 5138
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Commit = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}$")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.=,+-]+$", max_length=255)]  # of a file or folder
 DEEPEST = 64  # levels of a document; Python and others recurse over it
 _FOUND_CHARACTERS = 60
